@@ -1,0 +1,30 @@
+# Every instruction set is one translation unit with its own flags; nothing else may use them, so that the binary runs
+# on any CPU of its architecture. -ffp-contract=off: a fused multiply-add happens where the vocabulary says so, and
+# nowhere else, which is what makes the instruction sets agree bit for bit.
+set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # The tree optimisers below undo the register allocation of the unrolled products (spills cost a third of the speed).
+  list(APPEND CLARY_KERNEL_FLAGS -fno-tree-pre -fno-tree-vectorize)
+endif()
+
+set(CLARY_KERNEL_SOURCES)
+function(clary_kernels name)
+  set(source ${PROJECT_SOURCE_DIR}/src/cpu/kernels_${name}.cpp)
+  set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${CLARY_KERNEL_FLAGS};${ARGN}")
+  set(CLARY_KERNEL_SOURCES ${CLARY_KERNEL_SOURCES} ${source} PARENT_SCOPE)
+endfunction()
+
+clary_kernels(scalar)
+clary_kernels(amx_emulated)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(avx2 -mavx2 -mfma -mf16c)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mprefer-vector-width=512)
+  clary_kernels(avx2 ${avx2})
+  clary_kernels(avxvnni ${avx2} -mavxvnni)
+  clary_kernels(avx512vnni ${avx512})
+  clary_kernels(avx512bf16 ${avx512} -mavx512bf16)
+  clary_kernels(amx ${avx512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  clary_kernels(neon -march=armv8.2-a+dotprod+fp16)
+  clary_kernels(i8mm -march=armv8.6-a+i8mm+bf16)
+endif()
