@@ -39,13 +39,24 @@ struct Problem {
   bool has_scale = false;
   bool alibi = false, sinks = false;
   MaskKind mask = MaskKind::none;
-  double mask_keep = 0.5;                 // share of visible entries (boolean, additive), blocks (block) or keys (key_padding)
+  bool mask_input_type = false;           // additive masks in the inputs' type instead of f32
+  double mask_keep = 0.5;                 // visible share of entries, blocks of 128 x 256 or keys
   int mask_broadcast = 0;                 // bit 0: batch, 1: heads, 2: queries, 3: keys have size 1
   std::vector<int32_t> lens_q, lens_k;    // varlen batch when not empty: batch is their number
   Data data = Data::normal;
   uint64_t seed = 1;
   double guard = 0;                       // 0 = none
+
+  bool operator==(const Problem&) const = default;
 };
+
+// Lengths of one batch entry (or sequence), the offset that aligns its queries with its keys, and the factor of q.k.
+int64_t length_q(const Problem& problem, int64_t batch);
+int64_t length_k(const Problem& problem, int64_t batch);
+int64_t alignment_offset(const Problem& problem, int64_t batch);
+double scale_of(const Problem& problem);
+const char* name_of(DType dtype);
+const char* name_of(clary_precision precision);
 
 // Throws std::invalid_argument with the offending token and what is allowed.
 Problem parse_problem(std::string_view line);
