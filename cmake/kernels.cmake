@@ -2,7 +2,10 @@
 # on any CPU of its architecture. -ffp-contract=off: a fused multiply-add happens where the vocabulary says so, and
 # nowhere else, which is what makes the instruction sets agree bit for bit.
 set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math)
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+if(CLARY_SANITIZE)
+  set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off)  # instrumented unrolled loops take minutes to compile at -O3
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT CLARY_SANITIZE)
   # The tree optimisers below undo the register allocation of the unrolled products (spills cost a third of the speed).
   list(APPEND CLARY_KERNEL_FLAGS -fno-tree-pre -fno-tree-vectorize)
 endif()
