@@ -66,8 +66,11 @@ bool hidden(const Problem& problem, const Tensors& tensors, const Row& row, int6
   return value == -kInfinity;
 }
 
-void attend(const Problem& problem, const Tensors& tensors, const Head& head, const Row& row, double* out,
-            double* lse) {
+struct RowResult {
+  double *out, *spread, *lse;
+};
+
+void attend(const Problem& problem, const Tensors& tensors, const Head& head, const Row& row, const RowResult& result) {
   const int64_t length = length_k(problem, row.batch), offset = alignment_offset(problem, row.batch);
   const int64_t dim = problem.dim_qk, dim_v = problem.dim_v, first = first_q(tensors, row.batch);
   std::vector<double> q(static_cast<size_t>(dim)), scores(static_cast<size_t>(length));
@@ -91,32 +94,38 @@ void attend(const Problem& problem, const Tensors& tensors, const Head& head, co
     if (s > m || std::isnan(s)) m = s;
     if (std::isnan(m)) break;
   }
+  double* const out = result.out;
+  double* const spread = result.spread;
   std::fill(out, out + dim_v, std::isnan(m) ? m : 0.0);
-  *lse = visible.empty() ? sink : m;
+  *result.lse = visible.empty() ? sink : m;
   if (visible.empty() || std::isnan(m)) return;
   double sum = tensors.sinks.empty() ? 0 : std::exp(sink - m);
   for (const int64_t j : visible) {
     const double p = std::exp(scores[static_cast<size_t>(j)] - m);
     sum += p;
-    for (int64_t d = 0; d < dim_v; ++d) out[d] += p * head.v[static_cast<size_t>(j * dim_v + d)];
+    for (int64_t d = 0; d < dim_v; ++d) {
+      const double product = p * head.v[static_cast<size_t>(j * dim_v + d)];
+      out[d] += product;
+      spread[d] += product * product;
+    }
   }
-  for (int64_t d = 0; d < dim_v; ++d) out[d] /= sum;
-  *lse = m + std::log(sum);
+  for (int64_t d = 0; d < dim_v; ++d) out[d] /= sum, spread[d] = std::sqrt(spread[d]) / sum;
+  *result.lse = m + std::log(sum);
 }
 
 // Adds one pair of values to running sums.
 struct Sums {
-  double dot = 0, aa = 0, bb = 0, diff1 = 0, ref1 = 0, diff2 = 0, max_abs = 0;
+  double dot = 0, aa = 0, bb = 0, diff1 = 0, ref1 = 0, diff2 = 0, spread2 = 0, max_abs = 0;
   int64_t count = 0, mismatched = 0;
 
-  void add(double got, double want) {
+  void add(double got, double want, double spread = 0) {
     if (!std::isfinite(got) || !std::isfinite(want)) {
       mismatched += !(got == want || (std::isnan(got) && std::isnan(want)));
       return;
     }
     const double diff = std::abs(got - want);
     dot += got * want, aa += got * got, bb += want * want;
-    diff1 += diff, ref1 += std::abs(want), diff2 += diff * diff;
+    diff1 += diff, ref1 += std::abs(want), diff2 += diff * diff, spread2 += spread * spread;
     max_abs = std::max(max_abs, diff);
     ++count;
   }
@@ -131,6 +140,8 @@ struct Sums {
     e.rmse = count ? std::sqrt(diff2 / static_cast<double>(count)) : 0;
     e.max_abs = max_abs;
     e.mismatched_nonfinite = mismatched;
+    e.count = count;
+    e.difference_norm = std::sqrt(diff2), e.reference_norm = std::sqrt(bb), e.spread_norm = std::sqrt(spread2);
     return e;
   }
 };
@@ -155,6 +166,7 @@ std::vector<Row> rows_of(const Problem& problem, int64_t limit) {
 Exact exact_attention(const Problem& problem, const Tensors& tensors, const std::vector<Row>& rows, int threads) {
   Exact exact;
   exact.out.resize(rows.size() * static_cast<size_t>(problem.dim_v));
+  exact.spread.resize(exact.out.size());
   exact.lse.resize(rows.size());
   std::map<std::pair<int64_t, int64_t>, std::vector<size_t>> by_head;
   const int64_t group = problem.heads_q / problem.heads_kv;
@@ -164,7 +176,7 @@ Exact exact_attention(const Problem& problem, const Tensors& tensors, const std:
     const auto share = [&, &list = indices](size_t first) {
       for (size_t n = first; n < list.size(); n += static_cast<size_t>(std::max(1, threads))) {
         const size_t r = list[n], at = r * static_cast<size_t>(problem.dim_v);
-        attend(problem, tensors, head, rows[r], exact.out.data() + at, &exact.lse[r]);
+        attend(problem, tensors, head, rows[r], {exact.out.data() + at, exact.spread.data() + at, &exact.lse[r]});
       }
     };
     std::vector<std::thread> helpers;
@@ -181,7 +193,7 @@ Errors output_errors(const Problem& problem, const Tensors& tensors, const std::
   for (const Row& row : rows) {
     const int64_t first = first_q(tensors, row.batch);
     for (int64_t d = 0; d < problem.dim_v; ++d, ++at)
-      sums.add(element(problem, tensors.out, first, row.batch, row.head, row.query, d), exact.out[at]);
+      sums.add(element(problem, tensors.out, first, row.batch, row.head, row.query, d), exact.out[at], exact.spread[at]);
   }
   return sums.errors();
 }

@@ -11,6 +11,9 @@ namespace clary::support {
 struct Exact {
   std::vector<double> out;  // [B, Hq, Lq, Dv] of the rows asked for, in the order of `rows`
   std::vector<double> lse;
+  // sqrt(sum_j p_j^2 v_j^2) per element of `out`: what independent relative errors of the products p_j v_j add up to. On
+  // data of mean 0 it is as large as the output; where V has offsets the output is far larger than it.
+  std::vector<double> spread;
 };
 
 // A row of the output: batch (or sequence), query head, query.
@@ -27,6 +30,8 @@ Exact exact_attention(const Problem& problem, const Tensors& tensors, const std:
 struct Errors {
   double cosine = 1, relative_l1 = 0, relative_l2 = 0, rmse = 0, max_abs = 0;
   int64_t mismatched_nonfinite = 0;  // places where one side is finite and the other is not, or infinities differ
+  int64_t count = 0;                 // places where both are finite; the norms are over these
+  double difference_norm = 0, reference_norm = 0, spread_norm = 0;
 };
 
 // The rows of tensors.out (resp. tensors.lse) against the oracle.

@@ -74,6 +74,7 @@ class Tensor {
   const std::string& dtype() const { return dtype_; }
   const std::vector<int64_t>& shape() const { return shape_; }
   bool empty() const { return dtype_.empty(); }
+  size_t size_bytes() const { return bytes_.size(); }
   // Element access as double, by 4-D index (missing leading dimensions and broadcast ones are ignored).
   double at(int64_t a, int64_t b, int64_t c, int64_t d) const;
   void set(int64_t a, int64_t b, int64_t c, int64_t d, double value);  // rounds to the dtype
