@@ -1,4 +1,5 @@
-# What `cmake --install` writes: one shared library, the headers, the CMake and pkg-config packages, the command.
+# What `cmake --install` writes: one shared library, the headers, the CMake and pkg-config packages. The command
+# is installed where it is defined, in tools/.
 include(CMakePackageConfigHelpers)
 set(CLARY_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/clary)
 
@@ -15,9 +16,3 @@ install(FILES ${PROJECT_BINARY_DIR}/clary-config.cmake ${PROJECT_BINARY_DIR}/cla
 
 configure_file(cmake/clary.pc.in ${PROJECT_BINARY_DIR}/clary.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/clary.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
-
-if(CLARY_BUILD_TOOLS)
-  file(RELATIVE_PATH lib_from_bin /${CMAKE_INSTALL_BINDIR} /${CMAKE_INSTALL_LIBDIR})
-  set_target_properties(clary_command PROPERTIES INSTALL_RPATH "$ORIGIN/${lib_from_bin}")
-  install(TARGETS clary_command RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-endif()

@@ -5,5 +5,4 @@ set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
-# Headers only, so that the build machine's package serves: {fmt}'s is the one in a folder named after an architecture.
-file(GLOB fmt_DIR /usr/lib/*-linux-gnu/cmake/fmt)
+set(fmt_DIR ${CMAKE_CURRENT_LIST_DIR})

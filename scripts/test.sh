@@ -1,0 +1,53 @@
+#!/bin/bash
+# Installs what is missing, builds everything and runs every test. The last line is `N passed, N failed`.
+#   test.sh           every build, and the fuzzers for 60 seconds each
+#   test.sh --quick   the optimised build and its tests only
+set -uo pipefail
+cd "$(dirname "$0")/.."
+jobs=$(nproc)
+passed=0 failed=0 skipped=0
+
+# check <preset> [targets...]: configures and builds, then runs the preset's tests and adds ctest's figures to the sums.
+# What does not build counts as one failure.
+check() {
+  local preset=$1 log=build/$1.log total
+  shift
+  echo "== $preset"
+  if ! { cmake --preset "$preset" && cmake --build --preset "$preset" -j "$jobs" ${1:+--target "$@"}; } >"$log" 2>&1; then
+    tail -n 60 "$log"
+    echo "$preset: the build failed"
+    failed=$((failed + 1))
+    return
+  fi
+  ctest --preset "$preset" -j "$jobs" >"$log" 2>&1
+  total=$(sed -n 's/.*tests passed, [0-9]* tests* failed out of \([0-9]*\)$/\1/p' "$log")
+  local lost=$(sed -n 's/.*tests passed, \([0-9]*\) tests* failed out of [0-9]*$/\1/p' "$log")
+  if [ -z "$total" ]; then
+    tail -n 60 "$log"
+    echo "$preset: the tests did not run"
+    failed=$((failed + 1))
+    return
+  fi
+  # ctest counts a skipped test among the passed ones.
+  local idle=$(grep -cE '\*\*\*Skipped' "$log")
+  [ "$lost" = 0 ] || grep -vE ' Test +#[0-9]+: .* (Passed|\*\*\*Skipped)|^ *Start ' "$log"
+  echo "$preset: $((total - lost - idle)) passed, $lost failed, $idle skipped"
+  passed=$((passed + total - lost - idle)) failed=$((failed + lost)) skipped=$((skipped + idle))
+}
+
+if ! ./scripts/setup.sh tests; then
+  echo "0 passed, 1 failed"
+  exit 1
+fi
+mkdir -p build
+check release
+if [ "${1:-}" != --quick ]; then
+  check clang clary clary_command
+  check asan
+  check tsan
+  check neon
+  check fuzz
+fi
+[ "$skipped" = 0 ] || echo "$skipped skipped: instruction sets that this machine or its emulator lacks"
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
