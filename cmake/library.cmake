@@ -8,11 +8,11 @@ target_include_directories(clary_objects PUBLIC ${PROJECT_SOURCE_DIR}/include ${
 target_compile_definitions(clary_objects PRIVATE CLARY_BUILD)
 target_link_libraries(clary_objects PUBLIC Threads::Threads PRIVATE clary_warnings)
 
-add_library(clary SHARED)
+add_library(clary SHARED $<TARGET_OBJECTS:clary_objects>)
 add_library(clary::clary ALIAS clary)
-target_link_libraries(clary PRIVATE -Wl,--whole-archive clary_objects -Wl,--no-whole-archive Threads::Threads
-  -Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/clary.map)
-target_include_directories(clary PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-target_compile_features(clary INTERFACE cxx_std_20)
+target_link_libraries(clary PRIVATE Threads::Threads)
+target_link_options(clary PRIVATE -Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/clary.map)
+target_include_directories(clary PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
+  $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
 set_target_properties(clary PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR} LINKER_LANGUAGE CXX
   LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/clary.map)
