@@ -1,6 +1,7 @@
-// Arguments of every kind, from bytes: whatever the shapes, strides and fields, a call answers with a status and touches
-// only memory that the views describe. Inputs lie in one arena; a view that would leave it is only ever checked
-// (clary_plan_create), never computed with, and a mask that would leave it is not passed at all, for a plan reads masks.
+// Arguments of every kind, from bytes: whatever the shapes, strides and fields, a call answers with a status and
+// touches only memory that the views describe. Each tensor lies in its own arena. A view that would leave it is only
+// ever checked (clary_plan_create), never computed with; a mask that would leave it is not passed at all, for a plan
+// reads masks.
 #include <algorithm>
 #include <array>
 #include <cstdint>
