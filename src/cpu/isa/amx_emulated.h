@@ -1,0 +1,100 @@
+// The tile operations in plain C++: their executable specification, and the way to run the matrix engine's code on a
+// machine without one. Eight registers per thread, each of 16 rows x 64 bytes.
+//
+// A product C += A B takes A as 16 rows of K, and B with 4 (bytes) or 2 (bf16) consecutive K of one column in each
+// dword: C[m][n] += sum over k < 16 of dot(dword k of row m of A, dword n of row k of B).
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "cpu/isa/scalar.h"
+
+namespace clary {
+
+struct AmxEmulated : Scalar {
+  static constexpr const char* kName = "amx-emulated";
+  static constexpr bool kHasTiles = true;
+  static constexpr int kStepAlign = 16;
+
+  static bool request_permission() { return true; }
+
+  // Per thread, before any other tile operation; clears all registers. Without it the others trap, as on the hardware.
+  static void tile_config() { registers_ = {{}, true}; }
+  static void tile_release() { registers_.configured = false; }
+  template <int T>
+  static void tile_zero() {
+    tile<T>() = {};
+  }
+  // Row i at p + i * stride_bytes; the stride may be 0 (all rows alike) or negative, and needs no alignment.
+  template <int T>
+  static void tile_load(const void* p, int64_t stride_bytes) {
+    for (int i = 0; i < 16; ++i) std::memcpy(tile<T>().row[i], static_cast<const char*>(p) + i * stride_bytes, 64);
+  }
+  template <int T>
+  static void tile_store(void* p, int64_t stride_bytes) {
+    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride_bytes, tile<T>().row[i], 64);
+  }
+  // Signed bytes of A by unsigned bytes of B; exact.
+  template <int C, int A, int B>
+  static void tile_dot4_su() {
+    multiply_bytes<int8_t, uint8_t>(tile<C>(), tile<A>(), tile<B>());
+  }
+  // Unsigned bytes of A by signed bytes of B; exact.
+  template <int C, int A, int B>
+  static void tile_dot4_us() {
+    multiply_bytes<uint8_t, int8_t>(tile<C>(), tile<A>(), tile<B>());
+  }
+  // bf16. As tdpbf16ps is specified: low and high products are summed apart, each from zero and in the order of k by
+  // fused multiply-adds; then low + high is added to C. Denormal inputs and results are zero.
+  template <int C, int A, int B>
+  static void tile_dot2() {
+    multiply_bf16(tile<C>(), tile<A>(), tile<B>());
+  }
+
+ private:
+  struct Tile {
+    uint32_t row[16][16];
+  };
+  struct Registers {
+    Tile tile[8];
+    bool configured;
+  };
+  static inline thread_local Registers registers_{};
+
+  template <int T>
+  static Tile& tile() {
+    static_assert(T >= 0 && T < 8);
+    if (!registers_.configured) __builtin_trap();
+    return registers_.tile[T];
+  }
+  template <class X, class Y>
+  static void multiply_bytes(Tile& c, const Tile& a, const Tile& b) {
+    for (int m = 0; m < 16; ++m)
+      for (int n = 0; n < 16; ++n)
+        for (int k = 0; k < 16; ++k)
+          for (int i = 0; i < 32; i += 8) {
+            const int product = static_cast<X>(a.row[m][k] >> i) * static_cast<Y>(b.row[k][n] >> i);
+            c.row[m][n] += static_cast<uint32_t>(product);
+          }
+  }
+  static void multiply_bf16(Tile& c, const Tile& a, const Tile& b) {
+    constexpr uint32_t kHigh = 0xffff0000u;
+    for (int m = 0; m < 16; ++m)
+      for (int n = 0; n < 16; ++n) {
+        float low = 0, high = 0;
+        for (int k = 0; k < 16; ++k) {
+          const uint32_t x = a.row[m][k], y = b.row[k][n];
+          low = flush(std::fma(flush(std::bit_cast<float>(x << 16)), flush(std::bit_cast<float>(y << 16)), low));
+          high = flush(std::fma(flush(std::bit_cast<float>(x & kHigh)), flush(std::bit_cast<float>(y & kHigh)), high));
+        }
+        c.row[m][n] = std::bit_cast<uint32_t>(flush(flush(std::bit_cast<float>(c.row[m][n])) + flush(low + high)));
+      }
+  }
+  static float flush(float x) { return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x; }
+};
+
+}  // namespace clary

@@ -1,0 +1,301 @@
+// AVX2 with FMA and F16C, and AVX-VNNI over it: a vector is two ymm registers, `lo` with quarters 0 and 1, `hi` with 2
+// and 3. Meanings: scalar.h. Functions that AvxVnni shares and that are too large to be inlined by themselves are
+// always_inline: a copy of them would be a symbol common to translation units with different flags.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "cpu/isa/exp2_table.h"
+
+namespace clary {
+
+// kExp2Table as bytes for vpshufb: [low or high byte][entry / 16][entry mod 16].
+struct Exp2ByteTable {
+  alignas(64) uint8_t v[2][4][16];
+};
+
+constexpr Exp2ByteTable make_exp2_byte_table() {
+  Exp2ByteTable table{};
+  for (int i = 0; i < 64; ++i)
+    for (int byte = 0; byte < 2; ++byte) table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] >> 8 * byte);
+  return table;
+}
+
+inline constexpr Exp2ByteTable kExp2ByteTable = make_exp2_byte_table();
+
+struct Avx2 {
+  static constexpr const char* kName = "avx2";
+  // 8 accumulators, and beside them one vector and one broadcast, both split for dot4 (4 + 2), which leaves 2 of 16
+  // registers for products.
+  static constexpr int kTileRows = 4, kTileVectors = 1;
+  static constexpr bool kHasTiles = false;
+  static constexpr int kStepAlign = 1;
+
+  struct F32 {
+    __m256 lo, hi;
+  };
+  struct I32 {
+    __m256i lo, hi;
+  };
+  struct I16 {
+    __m256i lo, hi;
+  };
+
+  // ---- memory
+  static F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store(float* p, F32 x) { _mm256_storeu_ps(p, x.lo), _mm256_storeu_ps(p + 8, x.hi); }
+  static I32 load_i32(const void* p) { return {load_256(p), load_256(static_cast<const char*>(p) + 32)}; }
+  static void store_i32(void* p, I32 x) { store_256(p, x.lo), store_256(static_cast<char*>(p) + 32, x.hi); }
+  static I16 load_i16(const int16_t* p) { return {load_256(p), load_256(p + 16)}; }
+  static void store_i16(int16_t* p, I16 x) { store_256(p, x.lo), store_256(p + 16, x.hi); }
+  static F32 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))}; }
+  static F32 load_bf16(const uint16_t* p) {
+    return as_f32(shift_left<16>({_mm256_cvtepu16_epi32(load_128(p)), _mm256_cvtepu16_epi32(load_128(p + 8))}));
+  }
+  static void store_f16(uint16_t* p, F32 x) {
+    store_128(p, _mm256_cvtps_ph(x.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    store_128(p + 8, _mm256_cvtps_ph(x.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store_bf16(uint16_t* p, F32 x) { store_low_words(p, {round_to_bf16(x.lo), round_to_bf16(x.hi)}); }
+  static void store_i8(void* p, I32 x) {
+    const __m256i byte = _mm256_set1_epi32(0xff);
+    const __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.lo, byte), _mm256_and_si256(x.hi, byte));
+    const __m256i bytes = _mm256_packus_epi16(words, words);  // dwords of quarters 0 2 0 2, 1 3 1 3
+    store_128(p, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+  }
+  static I32 load_u8(const uint8_t* p) {
+    const __m128i bytes = load_128(p);
+    return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+  }
+
+  // ---- f32
+  static F32 set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static F32 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+  static F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+  static F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+  static F32 div(F32 a, F32 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+  static F32 mul_add(F32 a, F32 b, F32 c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
+  static F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+  static F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+  static F32 abs(F32 a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+  }
+  static F32 select_less(F32 a, F32 b, F32 x, F32 y) {
+    return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+            _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+  }
+  [[gnu::always_inline]] static float reduce_add(F32 a) {
+    const __m256 half = _mm256_add_ps(a.lo, a.hi);
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+  }
+  [[gnu::always_inline]] static float reduce_max(F32 a) {
+    const __m256 half = _mm256_max_ps(a.lo, a.hi);
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+  }
+  [[gnu::always_inline]] static F32 exp2(F32 x) { return {exp2_256(x.lo), exp2_256(x.hi)}; }
+
+  // ---- conversions
+  static I32 to_i32(F32 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+  static F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+  static F32 as_f32(I32 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+  static I32 as_i32(F32 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+  static void store_bf16_exact(uint16_t* p, F32 a, F32 b) {
+    store_low_words(p, shift_right<16>(as_i32(a)));
+    store_low_words(p + 16, shift_right<16>(as_i32(b)));
+  }
+
+  // ---- i32
+  static I32 set_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+  static I32 add_i32(I32 a, I32 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+  static I32 sub_i32(I32 a, I32 b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+  static I32 max_i32(I32 a, I32 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+  static I32 and_i32(I32 a, I32 b) { return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)}; }
+  static I32 or_i32(I32 a, I32 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+  template <int n>
+  static I32 shift_left(I32 a) {
+    return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};
+  }
+  template <int n>
+  static I32 shift_right(I32 a) {
+    return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)};
+  }
+  static int32_t reduce_add_i32(I32 a) {
+    const __m256i half = _mm256_add_epi32(a.lo, a.hi);
+    __m128i q = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+  }
+  static int32_t reduce_max_i32(I32 a) {
+    const __m256i half = _mm256_max_epi32(a.lo, a.hi);
+    __m128i q = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+  }
+  static I32 min_u8(I32 a, I32 b) { return {_mm256_min_epu8(a.lo, b.lo), _mm256_min_epu8(a.hi, b.hi)}; }
+
+  // ---- dot products
+  // vpmaddubsw would saturate (2 * 255 * 128 > 32767), so bytes are widened to words: even and odd ones apart. Widening
+  // depends on one operand only: a product loop does it once per vector, not once per row. Beside that, 2 multiplies
+  // and 2 additions per register.
+  static I32 dot4(I32 acc, I32 u, I32 s) { return {dot4_256(acc.lo, u.lo, s.lo), dot4_256(acc.hi, u.hi, s.hi)}; }
+  static F32 dot2(F32 acc, I32 a, I32 b) {
+    const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
+    acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
+    return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
+  }
+
+  // ---- transposes
+  [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
+    const F32 a = x[0], b = x[1], c = x[2], d = x[3];
+    x[0] = {_mm256_permute2f128_ps(a.lo, b.lo, 0x20), _mm256_permute2f128_ps(c.lo, d.lo, 0x20)};
+    x[1] = {_mm256_permute2f128_ps(a.lo, b.lo, 0x31), _mm256_permute2f128_ps(c.lo, d.lo, 0x31)};
+    x[2] = {_mm256_permute2f128_ps(a.hi, b.hi, 0x20), _mm256_permute2f128_ps(c.hi, d.hi, 0x20)};
+    x[3] = {_mm256_permute2f128_ps(a.hi, b.hi, 0x31), _mm256_permute2f128_ps(c.hi, d.hi, 0x31)};
+  }
+  // Four 8 x 8 blocks, each of which fits the registers.
+  [[gnu::always_inline]] static void transpose16(I32 (&x)[16]) {
+    __m256i upper[8], lower[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) upper[i] = x[i].lo;
+    transpose8(upper);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) x[i].lo = upper[i], upper[i] = x[i].hi;
+    transpose8(upper);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) lower[i] = x[8 + i].lo, x[8 + i].lo = upper[i];
+    transpose8(lower);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) x[i].hi = lower[i], lower[i] = x[8 + i].hi;
+    transpose8(lower);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) x[8 + i].hi = lower[i];
+  }
+
+  // ---- i16
+  static I16 set_i16(int16_t x) { return {_mm256_set1_epi16(x), _mm256_set1_epi16(x)}; }
+  static I16 add_i16(I16 a, I16 b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
+  static I16 sub_i16(I16 a, I16 b) { return {_mm256_sub_epi16(a.lo, b.lo), _mm256_sub_epi16(a.hi, b.hi)}; }
+  static I16 max_i16(I16 a, I16 b) { return {_mm256_max_epi16(a.lo, b.lo), _mm256_max_epi16(a.hi, b.hi)}; }
+  template <int n>
+  static I16 shift_right_i16(I16 a) {
+    return {_mm256_srli_epi16(a.lo, n), _mm256_srli_epi16(a.hi, n)};
+  }
+  // vphminposuw finds the smallest unsigned word: x ^ 0x7fff turns the largest signed word into it.
+  [[gnu::always_inline]] static int16_t reduce_max_i16(I16 a) {
+    const __m256i half = _mm256_max_epi16(a.lo, a.hi);
+    const __m128i q = _mm_max_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i smallest = _mm_minpos_epu16(_mm_xor_si128(q, _mm_set1_epi16(0x7fff)));
+    return static_cast<int16_t>(_mm_extract_epi16(smallest, 0) ^ 0x7fff);
+  }
+  static I16 pack_i16(I32 a, I32 b) { return {_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(a.hi, b.hi)}; }
+  static void store_u8(uint8_t* p, I16 a, I16 b) {
+    store_256(p, _mm256_packus_epi16(a.lo, b.lo)), store_256(p + 32, _mm256_packus_epi16(a.hi, b.hi));
+  }
+  // The table index fills a byte, so both registers are looked up at once: `lo` in the even bytes, `hi` in the odd.
+  [[gnu::always_inline]] static I16 exp2_i16(I16 d) {
+    const __m256i fraction = _mm256_set1_epi16(63), even = _mm256_set1_epi16(0xff);
+    const __m256i index =
+        _mm256_or_si256(_mm256_and_si256(d.lo, fraction), _mm256_slli_epi16(_mm256_and_si256(d.hi, fraction), 8));
+    __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      // vpshufb gives 0 where bit 7 of the index is set: + 0x70 sets it unless the entry lies in this sixteenth.
+      const __m256i part = _mm256_xor_si256(index, _mm256_set1_epi8(static_cast<char>(16 * i)));
+      const __m256i select = _mm256_add_epi8(part, _mm256_set1_epi8(0x70));
+      low = _mm256_or_si256(low, _mm256_shuffle_epi8(exp2_bytes(0, i), select));
+      high = _mm256_or_si256(high, _mm256_shuffle_epi8(exp2_bytes(1, i), select));
+    }
+    const __m256i lo = _mm256_or_si256(_mm256_and_si256(low, even), _mm256_slli_epi16(high, 8));
+    const __m256i hi = _mm256_or_si256(_mm256_srli_epi16(low, 8), _mm256_andnot_si256(even, high));
+    return {shift_right_each(lo, _mm256_srli_epi16(d.lo, 6)), shift_right_each(hi, _mm256_srli_epi16(d.hi, 6))};
+  }
+  static I32 sum_pairs_u16(I16 a) {
+    const I32 x = {a.lo, a.hi};
+    return add_i32(and_i32(x, set_i32(0xffff)), shift_right<16>(x));
+  }
+
+ protected:
+  static __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static void store_128(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
+  static void store_256(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  // The low 16 bits of each lane; the high ones must be zero.
+  static void store_low_words(uint16_t* p, I32 x) {
+    store_256(p, _mm256_permute4x64_epi64(_mm256_packus_epi32(x.lo, x.hi), 0xd8));
+  }
+  [[gnu::always_inline]] static __m256i round_to_bf16(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  }
+  [[gnu::always_inline]] static __m256 exp2_256(__m256 x) {
+    const __m256 r = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm256_sub_ps(x, r);
+    __m256 p = _mm256_set1_ps(kExp2Poly[4]);
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(kExp2Poly[3]));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(kExp2Poly[2]));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(kExp2Poly[1]));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(kExp2Poly[0]));
+    p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.0f));
+    // Adding r to the exponent is exact: no result in -125..126 leaves the normal numbers.
+    const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(r), 23));
+    return _mm256_and_ps(_mm256_castsi256_ps(scaled), _mm256_cmp_ps(x, _mm256_set1_ps(-125.0f), _CMP_GE_OQ));
+  }
+  static __m256i dot4_256(__m256i acc, __m256i u, __m256i s) {
+    const __m256i u_even = _mm256_and_si256(u, _mm256_set1_epi16(0xff)), u_odd = _mm256_srli_epi16(u, 8);
+    const __m256i s_even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8), s_odd = _mm256_srai_epi16(s, 8);
+    return _mm256_add_epi32(_mm256_add_epi32(acc, _mm256_madd_epi16(u_even, s_even)), _mm256_madd_epi16(u_odd, s_odd));
+  }
+  [[gnu::always_inline]] static void transpose8(__m256i (&x)[8]) {
+    __m256i t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+      t[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {  // now quarter L of x[i + c] holds column 4L + c of rows i .. i+3
+      x[i] = _mm256_unpacklo_epi64(t[i], t[i + 2]);
+      x[i + 1] = _mm256_unpackhi_epi64(t[i], t[i + 2]);
+      x[i + 2] = _mm256_unpacklo_epi64(t[i + 1], t[i + 3]);
+      x[i + 3] = _mm256_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const __m256i a = x[c], b = x[c + 4];
+      x[c] = _mm256_permute2x128_si256(a, b, 0x20), x[c + 4] = _mm256_permute2x128_si256(a, b, 0x31);
+    }
+  }
+  static __m256i exp2_bytes(int byte, int sixteenth) {
+    return _mm256_broadcastsi128_si256(load_128(kExp2ByteTable.v[byte][sixteenth]));
+  }
+  // Words of x >> words of n, by the variable shifts of 32 bits that AVX2 has.
+  static __m256i shift_right_each(__m256i x, __m256i n) {
+    const __m256i even = _mm256_set1_epi32(0xffff);
+    const __m256i low = _mm256_srlv_epi32(_mm256_and_si256(x, even), _mm256_and_si256(n, even));
+    return _mm256_blend_epi16(low, _mm256_srlv_epi32(x, _mm256_srli_epi32(n, 16)), 0xaa);
+  }
+};
+
+#if defined(__AVXVNNI__)
+struct AvxVnni : Avx2 {
+  static constexpr const char* kName = "avxvnni";
+  static I32 dot4(I32 acc, I32 u, I32 s) {
+    return {_mm256_dpbusd_avx_epi32(acc.lo, u.lo, s.lo), _mm256_dpbusd_avx_epi32(acc.hi, u.hi, s.hi)};
+  }
+};
+#endif
+
+}  // namespace clary

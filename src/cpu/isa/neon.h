@@ -1,0 +1,310 @@
+// 64-bit Arm with dot products (ARMv8.2), and with i8mm and bf16 (ARMv8.6) over it: a vector is four q registers, one
+// per quarter. Meanings: scalar.h. always_inline: see avx2.h.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#include "cpu/isa/exp2_table.h"
+
+namespace clary {
+
+struct Neon {
+  static constexpr const char* kName = "neon";
+  // 16 accumulators, a vector, its correction for dot4 and the rows' broadcasts: 16 + 4 + 4 + 4 of 32 registers.
+  static constexpr int kTileRows = 4, kTileVectors = 1;
+  static constexpr bool kHasTiles = false;
+  static constexpr int kStepAlign = 1;
+
+  struct F32 {
+    float32x4_t a, b, c, d;
+  };
+  struct I32 {
+    int32x4_t a, b, c, d;
+  };
+  struct I16 {
+    int16x8_t a, b, c, d;
+  };
+
+  // ---- memory
+  static F32 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
+  static void store(float* p, F32 x) {
+    vst1q_f32(p, x.a), vst1q_f32(p + 4, x.b), vst1q_f32(p + 8, x.c), vst1q_f32(p + 12, x.d);
+  }
+  // By bytes: the pointer may have any alignment.
+  static I32 load_i32(const void* p) {
+    const auto* q = static_cast<const uint8_t*>(p);
+    return {vreinterpretq_s32_u8(vld1q_u8(q)), vreinterpretq_s32_u8(vld1q_u8(q + 16)),
+            vreinterpretq_s32_u8(vld1q_u8(q + 32)), vreinterpretq_s32_u8(vld1q_u8(q + 48))};
+  }
+  static void store_i32(void* p, I32 x) {
+    auto* q = static_cast<uint8_t*>(p);
+    vst1q_u8(q, vreinterpretq_u8_s32(x.a)), vst1q_u8(q + 16, vreinterpretq_u8_s32(x.b));
+    vst1q_u8(q + 32, vreinterpretq_u8_s32(x.c)), vst1q_u8(q + 48, vreinterpretq_u8_s32(x.d));
+  }
+  static I16 load_i16(const int16_t* p) { return {vld1q_s16(p), vld1q_s16(p + 8), vld1q_s16(p + 16), vld1q_s16(p + 24)}; }
+  static void store_i16(int16_t* p, I16 x) {
+    vst1q_s16(p, x.a), vst1q_s16(p + 8, x.b), vst1q_s16(p + 16, x.c), vst1q_s16(p + 24, x.d);
+  }
+  static F32 load_f16(const uint16_t* p) {
+    auto f = [p](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + i))); };
+    return {f(0), f(4), f(8), f(12)};
+  }
+  static F32 load_bf16(const uint16_t* p) {
+    auto f = [p](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + i), 16)); };
+    return {f(0), f(4), f(8), f(12)};
+  }
+  static void store_f16(uint16_t* p, F32 x) {
+    auto f = [p](int i, float32x4_t v) { vst1_u16(p + i, vreinterpret_u16_f16(vcvt_f16_f32(v))); };
+    f(0, x.a), f(4, x.b), f(8, x.c), f(12, x.d);
+  }
+  [[gnu::always_inline]] static void store_bf16(uint16_t* p, F32 x) {
+    store_high_words(p, each<F32>([](float32x4_t v) { return vreinterpretq_f32_u32(round_to_bf16(v)); }, x));
+  }
+  static void store_i8(void* p, I32 x) {
+    const int16x8_t low = vcombine_s16(vmovn_s32(x.a), vmovn_s32(x.b));
+    const int16x8_t high = vcombine_s16(vmovn_s32(x.c), vmovn_s32(x.d));
+    vst1q_s8(static_cast<int8_t*>(p), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+  }
+  static I32 load_u8(const uint8_t* p) {
+    const uint8x16_t bytes = vld1q_u8(p);
+    const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
+    return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_high_u16(low)),
+            vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))), vreinterpretq_s32_u32(vmovl_high_u16(high))};
+  }
+
+  // ---- f32
+  static F32 set(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x)}; }
+  static F32 zero() { return set(0); }
+  static F32 add(F32 x, F32 y) {
+    return each<F32>([](auto a, auto b) { return vaddq_f32(a, b); }, x, y);
+  }
+  static F32 sub(F32 x, F32 y) {
+    return each<F32>([](auto a, auto b) { return vsubq_f32(a, b); }, x, y);
+  }
+  static F32 mul(F32 x, F32 y) {
+    return each<F32>([](auto a, auto b) { return vmulq_f32(a, b); }, x, y);
+  }
+  static F32 div(F32 x, F32 y) {
+    return each<F32>([](auto a, auto b) { return vdivq_f32(a, b); }, x, y);
+  }
+  static F32 mul_add(F32 x, F32 y, F32 z) {
+    return each<F32>([](auto a, auto b, auto c) { return vfmaq_f32(c, a, b); }, x, y, z);
+  }
+  // Not fmax and fmin, which order -0 before +0.
+  static F32 max(F32 x, F32 y) {
+    return each<F32>([](auto a, auto b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }, x, y);
+  }
+  static F32 min(F32 x, F32 y) {
+    return each<F32>([](auto a, auto b) { return vbslq_f32(vcltq_f32(a, b), a, b); }, x, y);
+  }
+  static F32 abs(F32 x) {
+    return each<F32>([](auto a) { return vabsq_f32(a); }, x);
+  }
+  static F32 select_less(F32 a, F32 b, F32 x, F32 y) {
+    return each<F32>([](auto p, auto q, auto r, auto s) { return vbslq_f32(vcltq_f32(p, q), r, s); }, a, b, x, y);
+  }
+  [[gnu::always_inline]] static float reduce_add(F32 x) {
+    const float32x4_t q = vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d));
+    const float32x2_t h = vadd_f32(vget_low_f32(q), vget_high_f32(q));
+    return vget_lane_f32(vpadd_f32(h, h), 0);
+  }
+  static float reduce_max(F32 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
+  [[gnu::always_inline]] static F32 exp2(F32 x) {
+    return each<F32>([](float32x4_t v) { return exp2_128(v); }, x);
+  }
+
+  // ---- conversions
+  static I32 to_i32(F32 x) {
+    return each<I32>([](auto a) { return vcvtnq_s32_f32(a); }, x);
+  }
+  static F32 to_f32(I32 x) {
+    return each<F32>([](auto a) { return vcvtq_f32_s32(a); }, x);
+  }
+  static F32 as_f32(I32 x) {
+    return each<F32>([](auto a) { return vreinterpretq_f32_s32(a); }, x);
+  }
+  static I32 as_i32(F32 x) {
+    return each<I32>([](auto a) { return vreinterpretq_s32_f32(a); }, x);
+  }
+  static void store_bf16_exact(uint16_t* p, F32 a, F32 b) { store_high_words(p, a), store_high_words(p + 16, b); }
+
+  // ---- i32
+  static I32 set_i32(int32_t x) { return {vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x)}; }
+  static I32 add_i32(I32 x, I32 y) {
+    return each<I32>([](auto a, auto b) { return vaddq_s32(a, b); }, x, y);
+  }
+  static I32 sub_i32(I32 x, I32 y) {
+    return each<I32>([](auto a, auto b) { return vsubq_s32(a, b); }, x, y);
+  }
+  static I32 max_i32(I32 x, I32 y) {
+    return each<I32>([](auto a, auto b) { return vmaxq_s32(a, b); }, x, y);
+  }
+  static I32 and_i32(I32 x, I32 y) {
+    return each<I32>([](auto a, auto b) { return vandq_s32(a, b); }, x, y);
+  }
+  static I32 or_i32(I32 x, I32 y) {
+    return each<I32>([](auto a, auto b) { return vorrq_s32(a, b); }, x, y);
+  }
+  template <int n>
+  static I32 shift_left(I32 x) {
+    return each<I32>([](auto a) { return vshlq_n_s32(a, n); }, x);
+  }
+  template <int n>
+  static I32 shift_right(I32 x) {
+    return each<I32>([](auto a) { return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), n)); }, x);
+  }
+  static int32_t reduce_add_i32(I32 x) { return vaddvq_s32(vaddq_s32(vaddq_s32(x.a, x.b), vaddq_s32(x.c, x.d))); }
+  static int32_t reduce_max_i32(I32 x) { return vmaxvq_s32(vmaxq_s32(vmaxq_s32(x.a, x.b), vmaxq_s32(x.c, x.d))); }
+  static I32 min_u8(I32 x, I32 y) {
+    auto min = [](int32x4_t a, int32x4_t b) {
+      return vreinterpretq_s32_u8(vminq_u8(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b)));
+    };
+    return each<I32>(min, x, y);
+  }
+
+  // ---- dot products
+  // sdot has signed operands only: u = (u ^ 0x80 as signed) + 128. Cost per register: the sdot, and one subtraction of
+  // -128 * (sum of s), which depends on s alone, like the xor on u: where an operand is shared over the rows of a tile,
+  // its part is computed once.
+  static I32 dot4(I32 acc, I32 u, I32 s) {
+    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
+      const int8x16_t x8 = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(x), vdupq_n_u8(0x80)));
+      const int8x16_t y8 = vreinterpretq_s8_s32(y);
+      const int32x4_t correction = vdotq_s32(vdupq_n_s32(0), y8, vdupq_n_s8(-128));
+      return vsubq_s32(vdotq_s32(sum, x8, y8), correction);
+    };
+    return each<I32>(dot, acc, u, s);
+  }
+  static F32 dot2(F32 acc, I32 a, I32 b) {
+    const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
+    acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
+    return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
+  }
+
+  // ---- transposes
+  [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
+    const F32 p = x[0], q = x[1], r = x[2], s = x[3];
+    x[0] = {p.a, q.a, r.a, s.a}, x[1] = {p.b, q.b, r.b, s.b};
+    x[2] = {p.c, q.c, r.c, s.c}, x[3] = {p.d, q.d, r.d, s.d};
+  }
+  [[gnu::always_inline]] static void transpose16(I32 (&x)[16]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {  // then quarter L of x[i + c] holds column 4L + c of rows i .. i+3
+      transpose4(x[i].a, x[i + 1].a, x[i + 2].a, x[i + 3].a);
+      transpose4(x[i].b, x[i + 1].b, x[i + 2].b, x[i + 3].b);
+      transpose4(x[i].c, x[i + 1].c, x[i + 2].c, x[i + 3].c);
+      transpose4(x[i].d, x[i + 1].d, x[i + 2].d, x[i + 3].d);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      F32 q[4] = {as_f32(x[c]), as_f32(x[c + 4]), as_f32(x[c + 8]), as_f32(x[c + 12])};
+      transpose_quarters(q);
+#pragma GCC unroll 4
+      for (int l = 0; l < 4; ++l) x[4 * l + c] = as_i32(q[l]);
+    }
+  }
+
+  // ---- i16
+  static I16 set_i16(int16_t x) { return {vdupq_n_s16(x), vdupq_n_s16(x), vdupq_n_s16(x), vdupq_n_s16(x)}; }
+  static I16 add_i16(I16 x, I16 y) {
+    return each<I16>([](auto a, auto b) { return vaddq_s16(a, b); }, x, y);
+  }
+  static I16 sub_i16(I16 x, I16 y) {
+    return each<I16>([](auto a, auto b) { return vsubq_s16(a, b); }, x, y);
+  }
+  static I16 max_i16(I16 x, I16 y) {
+    return each<I16>([](auto a, auto b) { return vmaxq_s16(a, b); }, x, y);
+  }
+  template <int n>
+  static I16 shift_right_i16(I16 x) {
+    return each<I16>([](auto a) { return vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_s16(a), n)); }, x);
+  }
+  static int16_t reduce_max_i16(I16 x) { return vmaxvq_s16(vmaxq_s16(vmaxq_s16(x.a, x.b), vmaxq_s16(x.c, x.d))); }
+  static I16 pack_i16(I32 x, I32 y) {
+    return each<I16>([](auto a, auto b) { return vqmovn_high_s32(vqmovn_s32(a), b); }, x, y);
+  }
+  static void store_u8(uint8_t* p, I16 x, I16 y) {
+    auto pack = [p](int i, int16x8_t a, int16x8_t b) { vst1q_u8(p + i, vqmovun_high_s16(vqmovun_s16(a), b)); };
+    pack(0, x.a, y.a), pack(16, x.b, y.b), pack(32, x.c, y.c), pack(48, x.d, y.d);
+  }
+  [[gnu::always_inline]] static I16 exp2_i16(I16 d) {
+    const auto* table = reinterpret_cast<const uint8_t*>(kExp2Table.v.data());
+    const uint8x16x2_t t0 = vld2q_u8(table), t1 = vld2q_u8(table + 32);
+    const uint8x16x2_t t2 = vld2q_u8(table + 64), t3 = vld2q_u8(table + 96);
+    const uint8x16x4_t low = {{t0.val[0], t1.val[0], t2.val[0], t3.val[0]}};
+    const uint8x16x4_t high = {{t0.val[1], t1.val[1], t2.val[1], t3.val[1]}};
+    auto look_up = [&](int16x8_t& x, int16x8_t& y) {  // two registers at once: an index fills a byte
+      const uint8x16_t index = vandq_u8(vuzp1q_u8(vreinterpretq_u8_s16(x), vreinterpretq_u8_s16(y)), vdupq_n_u8(63));
+      const uint8x16_t l = vqtbl4q_u8(low, index), h = vqtbl4q_u8(high, index);
+      x = shift_right_each(vreinterpretq_u16_u8(vzip1q_u8(l, h)), vshrq_n_s16(x, 6));
+      y = shift_right_each(vreinterpretq_u16_u8(vzip2q_u8(l, h)), vshrq_n_s16(y, 6));
+    };
+    look_up(d.a, d.b), look_up(d.c, d.d);
+    return d;
+  }
+  static I32 sum_pairs_u16(I16 x) {
+    return each<I32>([](auto a) { return vreinterpretq_s32_u32(vpaddlq_u16(vreinterpretq_u16_s16(a))); }, x);
+  }
+
+ protected:
+  template <class R, class F, class... V>
+  [[gnu::always_inline]] static R each(F f, V... v) {
+    return {f(v.a...), f(v.b...), f(v.c...), f(v.d...)};
+  }
+  // The high 16 bits of each lane.
+  static void store_high_words(uint16_t* p, F32 x) {
+    auto f = [p](int i, float32x4_t v) { vst1_u16(p + i, vshrn_n_u32(vreinterpretq_u32_f32(v), 16)); };
+    f(0, x.a), f(4, x.b), f(8, x.c), f(12, x.d);
+  }
+  static uint32x4_t round_to_bf16(float32x4_t x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    return vbslq_u32(vceqq_f32(x, x), rounded, vorrq_u32(bits, vdupq_n_u32(0x400000)));
+  }
+  [[gnu::always_inline]] static float32x4_t exp2_128(float32x4_t x) {
+    const float32x4_t r = vrndnq_f32(x), f = vsubq_f32(x, r);
+    float32x4_t p = vdupq_n_f32(kExp2Poly[4]);
+    p = vfmaq_f32(vdupq_n_f32(kExp2Poly[3]), p, f);
+    p = vfmaq_f32(vdupq_n_f32(kExp2Poly[2]), p, f);
+    p = vfmaq_f32(vdupq_n_f32(kExp2Poly[1]), p, f);
+    p = vfmaq_f32(vdupq_n_f32(kExp2Poly[0]), p, f);
+    p = vfmaq_f32(vdupq_n_f32(1.0f), p, f);
+    // Adding r to the exponent is exact: no result in -125..126 leaves the normal numbers.
+    const int32x4_t scaled = vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(r), 23));
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_s32(scaled), vcgeq_f32(x, vdupq_n_f32(-125.0f))));
+  }
+  static void transpose4(int32x4_t& a, int32x4_t& b, int32x4_t& c, int32x4_t& d) {
+    auto wide = [](int32x4_t x) { return vreinterpretq_s64_s32(x); };
+    const int64x2_t ab0 = wide(vtrn1q_s32(a, b)), ab1 = wide(vtrn2q_s32(a, b));
+    const int64x2_t cd0 = wide(vtrn1q_s32(c, d)), cd1 = wide(vtrn2q_s32(c, d));
+    a = vreinterpretq_s32_s64(vtrn1q_s64(ab0, cd0)), c = vreinterpretq_s32_s64(vtrn2q_s64(ab0, cd0));
+    b = vreinterpretq_s32_s64(vtrn1q_s64(ab1, cd1)), d = vreinterpretq_s32_s64(vtrn2q_s64(ab1, cd1));
+  }
+  static int16x8_t shift_right_each(uint16x8_t x, int16x8_t n) {
+    return vreinterpretq_s16_u16(vshlq_u16(x, vnegq_s16(n)));
+  }
+};
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+struct I8mm : Neon {
+  static constexpr const char* kName = "i8mm";
+  static I32 dot4(I32 acc, I32 u, I32 s) {
+    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
+      return vusdotq_s32(sum, vreinterpretq_u8_s32(x), vreinterpretq_s8_s32(y));
+    };
+    return each<I32>(dot, acc, u, s);
+  }
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  static F32 dot2(F32 acc, I32 a, I32 b) {
+    auto dot = [](float32x4_t sum, int32x4_t x, int32x4_t y) {
+      return vbfdotq_f32(sum, vreinterpretq_bf16_s32(x), vreinterpretq_bf16_s32(y));
+    };
+    return {dot(acc.a, a.a, b.a), dot(acc.b, a.b, b.b), dot(acc.c, a.c, b.c), dot(acc.d, a.d, b.d)};
+  }
+#endif
+};
+#endif
+
+}  // namespace clary
