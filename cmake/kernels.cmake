@@ -1,13 +1,18 @@
 # Every instruction set is one translation unit with its own flags; nothing else may use them, so that the binary runs
 # on any CPU of its architecture. -ffp-contract=off: a fused multiply-add happens where the vocabulary says so, and
 # nowhere else, which is what makes the instruction sets agree bit for bit.
-set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math)
+set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-ignored-attributes)
 if(CLARY_SANITIZE)
   set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off)  # instrumented unrolled loops take minutes to compile at -O3
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT CLARY_SANITIZE)
   # The tree optimisers below undo the register allocation of the unrolled products (spills cost a third of the speed).
   list(APPEND CLARY_KERNEL_FLAGS -fno-tree-pre -fno-tree-vectorize)
+endif()
+
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # Its AVX-512 headers initialise "undefined" vectors with themselves, and it then warns of that (GCC bug 105593).
+  list(APPEND CLARY_KERNEL_FLAGS -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
 
 set(CLARY_KERNEL_SOURCES)
