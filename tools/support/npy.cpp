@@ -24,7 +24,8 @@ struct Header {
 // The header is a Python literal: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 class HeaderParser {
  public:
-  HeaderParser(const Source& source, uint64_t base, std::string_view text) : source_(source), base_(base), text_(text) {}
+  HeaderParser(const Source& source, uint64_t base, std::string_view text)
+      : source_(source), base_(base), text_(text) {}
 
   Header parse() {
     expect('{');
@@ -144,11 +145,11 @@ Type type_of(const Source& source, const Header& header) {
   if (descr == "|b1" || descr == "|u1") return {"bool", 1};
   const bool maybe_bf16 = descr == "|V2" || descr == "<V2" || descr == "<u2";
   const bool big_endian = !descr.empty() && descr[0] == '>';
-  source.fail(header.descr_at, fmt::format("type {} is not supported: float32, float16 or bool, little-endian, expected{}",
-                                           quote(descr),
-                                           maybe_bf16   ? "; .npy has no bfloat16, use .safetensors for it"
-                                           : big_endian ? "; this one is big-endian"
-                                                        : ""));
+  source.fail(header.descr_at,
+              fmt::format("type {} is not supported: float32, float16 or bool, little-endian, expected{}", quote(descr),
+                          maybe_bf16   ? "; .npy has no bfloat16, use .safetensors for it"
+                          : big_endian ? "; this one is big-endian"
+                                       : ""));
 }
 
 }  // namespace
@@ -156,7 +157,8 @@ Type type_of(const Source& source, const Header& header) {
 Tensor read_npy(const Source& source) {
   std::array<unsigned char, 12> lead{};
   source.read(0, lead.data(), 10);
-  if (std::memcmp(lead.data(), "\x93NUMPY", 6) != 0) source.fail(0, "not a .npy file: it does not begin with \\x93NUMPY");
+  if (std::memcmp(lead.data(), "\x93NUMPY", 6) != 0)
+    source.fail(0, "not a .npy file: it does not begin with \\x93NUMPY");
   const int version = lead[6];
   if (version < 1 || version > 3 || lead[7] != 0)
     source.fail(6, fmt::format("format version {}.{}; 1.0, 2.0 and 3.0 are known", version, lead[7]));
@@ -173,7 +175,8 @@ Tensor read_npy(const Source& source) {
   source.read(start, text.data(), header_bytes);
   const Header header = HeaderParser(source, start, text).parse();
   const Type type = type_of(source, header);
-  if (header.fortran_order) source.fail(header.order_at, "Fortran order is not supported; save numpy.ascontiguousarray(x)");
+  if (header.fortran_order)
+    source.fail(header.order_at, "Fortran order is not supported; save numpy.ascontiguousarray(x)");
   const uint64_t bytes = source.array_bytes(header.shape_at, header.shape, type.bytes);
   const uint64_t data_at = start + header_bytes, there = source.size() - data_at;
   if (bytes > there)

@@ -17,8 +17,8 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 // Bytes per item of the types that the format names; 0 = unknown.
 uint64_t item_bytes(std::string_view dtype) {
   static const std::map<std::string_view, uint64_t> table = {
-      {"BOOL", 1}, {"U8", 1},      {"I8", 1},   {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U16", 2}, {"I16", 2}, {"F16", 2},
-      {"BF16", 2}, {"U32", 4},     {"I32", 4},  {"F32", 4},     {"U64", 8},     {"I64", 8}, {"F64", 8}, {"C64", 8}};
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U16", 2}, {"I16", 2}, {"F16", 2},
+      {"BF16", 2}, {"U32", 4}, {"I32", 4}, {"F32", 4},     {"U64", 8},     {"I64", 8}, {"F64", 8}, {"C64", 8}};
   const auto found = table.find(dtype);
   return found == table.end() ? 0 : found->second;
 }
@@ -46,7 +46,7 @@ struct CountingIterator {
   bool operator!=(const CountingIterator& other) const { return at != other.at; }
 };
 
-// Takes the header's JSON event by event: no document is built, so nesting and size cost nothing. The only form allowed:
+// Takes the header's JSON event by event: no document is built, so nesting and size cost nothing. The only form:
 // {"name": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}, "__metadata__": {"key": "text"}}
 class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
  public:
@@ -142,12 +142,12 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
   }
   [[noreturn]] void fail(std::string_view found) const {
     wrong(fmt::format("{} where {} belongs", found,
-                      depth_ == 0                ? "the object of all tensors"
-                      : depth_ == 1              ? "the object of one tensor"
-                      : depth_ == 3              ? "a non-negative integer"
-                      : in_metadata_             ? "a metadata string"
-                      : field_ == "dtype"        ? "a dtype"
-                                                 : "an array of integers"));
+                      depth_ == 0         ? "the object of all tensors"
+                      : depth_ == 1       ? "the object of one tensor"
+                      : depth_ == 3       ? "a non-negative integer"
+                      : in_metadata_      ? "a metadata string"
+                      : field_ == "dtype" ? "a dtype"
+                                          : "an array of integers"));
   }
 
   const Source& source_;
@@ -189,7 +189,8 @@ void Safetensors::check_layout(uint64_t data_at) {
     const std::string name = quote(entry.name);
     if (entry.begin > entry.end || entry.end > data_bytes)
       source_.fail(data_at + std::min(entry.begin, data_bytes),
-                   fmt::format("tensor {}: data_offsets [{}, {}] in {} bytes of data", name, entry.begin, entry.end, data_bytes));
+                   fmt::format("tensor {}: data_offsets [{}, {}] in {} bytes of data", name, entry.begin, entry.end,
+                               data_bytes));
     entry.begin += data_at;
     entry.end += data_at;
     const uint64_t needed = source_.array_bytes(entry.begin, entry.shape, item_bytes(entry.dtype));
@@ -206,11 +207,13 @@ void Safetensors::check_layout(uint64_t data_at) {
                                             entry.begin < expected ? "its data overlap those of" : "a gap follows"));
     expected = entry.end;
   }
-  if (expected != source_.size()) source_.fail(expected, fmt::format("{} bytes after the data", source_.size() - expected));
+  if (expected != source_.size())
+    source_.fail(expected, fmt::format("{} bytes after the data", source_.size() - expected));
 }
 
 const Safetensors::Entry* Safetensors::find(const std::string& name) const {
-  const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.name == name; });
+  const auto found =
+      std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.name == name; });
   return found == entries_.end() ? nullptr : &*found;
 }
 

@@ -1,4 +1,4 @@
-// Bytes that a reader may not trust: random access that never leaves the file, and the error that says what is wrong where.
+// Bytes that a reader may not trust: access that never leaves the file, and an error that says what is wrong where.
 #pragma once
 
 #include <cstddef>
@@ -38,8 +38,8 @@ class Source {
   // Exactly `bytes` bytes from `offset`, or FileError.
   void read(uint64_t offset, void* destination, uint64_t bytes) const;
   [[noreturn]] void fail(uint64_t offset, std::string_view reason) const;
-  // Bytes of a dense array, or FileError where that exceeds 2^62 or a dimension is negative. Empty dimensions count as 1
-  // in the bound, so that strides computed from the shape cannot overflow either.
+  // Bytes of a dense array, or FileError where that exceeds 2^62 or a dimension is negative. Empty dimensions count as
+  // 1 in the bound, so that strides computed from the shape cannot overflow either.
   uint64_t array_bytes(uint64_t offset, const std::vector<int64_t>& shape, uint64_t item_bytes) const;
 
  private:
