@@ -78,8 +78,10 @@ void fill(const Problem& problem, Tensor& tensor, bool query, Stream stream, Str
           for (int64_t e = d; e < std::min(d + 2, dim); ++e) {
             const Channel& c = channels[static_cast<size_t>(e)];
             const double value = c.factor * pair[e - d] + c.offset;
-            if (problem.layout == CLARY_BHSD) tensor.set(at, h, token, e, value);
-            else tensor.set(at, token, h, e, value);
+            if (problem.layout == CLARY_BHSD)
+              tensor.set(at, h, token, e, value);
+            else
+              tensor.set(at, token, h, e, value);
           }
         }
       }
@@ -194,8 +196,10 @@ void fill_mask(const Problem& problem, Tensor& mask) {
         for (int64_t j = 0; j < s[3]; ++j, ++index) {
           const bool visible = keep.uniform(index) < problem.mask_keep;
           constexpr double kHidden = -std::numeric_limits<double>::infinity();
-          if (additive) mask.set(b, h, i, j, visible ? value.normal(index) : kHidden);
-          else mask.set(b, h, i, j, visible ? 1 : 0);
+          if (additive)
+            mask.set(b, h, i, j, visible ? value.normal(index) : kHidden);
+          else
+            mask.set(b, h, i, j, visible ? 1 : 0);
         }
 }
 

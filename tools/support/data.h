@@ -18,7 +18,7 @@ class Random {
  public:
   Random(uint64_t seed, uint64_t stream);
   uint64_t bits(uint64_t index) const;
-  double uniform(uint64_t index) const;                 // [0, 1)
+  double uniform(uint64_t index) const;                  // [0, 1)
   void normal_pair(uint64_t index, double* pair) const;  // two of N(0, 1)
   double normal(uint64_t index) const;
 

@@ -192,8 +192,10 @@ Errors output_errors(const Problem& problem, const Tensors& tensors, const std::
   size_t at = 0;
   for (const Row& row : rows) {
     const int64_t first = first_q(tensors, row.batch);
-    for (int64_t d = 0; d < problem.dim_v; ++d, ++at)
-      sums.add(element(problem, tensors.out, first, row.batch, row.head, row.query, d), exact.out[at], exact.spread[at]);
+    for (int64_t d = 0; d < problem.dim_v; ++d, ++at) {
+      const double got = element(problem, tensors.out, first, row.batch, row.head, row.query, d);
+      sums.add(got, exact.out[at], exact.spread[at]);
+    }
   }
   return sums.errors();
 }

@@ -11,8 +11,8 @@ namespace clary::support {
 struct Exact {
   std::vector<double> out;  // [B, Hq, Lq, Dv] of the rows asked for, in the order of `rows`
   std::vector<double> lse;
-  // sqrt(sum_j p_j^2 v_j^2) per element of `out`: what independent relative errors of the products p_j v_j add up to. On
-  // data of mean 0 it is as large as the output; where V has offsets the output is far larger than it.
+  // sqrt(sum_j p_j^2 v_j^2) per element of `out`: what independent relative errors of the products p_j v_j add up to.
+  // On data of mean 0 it is as large as the output; where V has offsets the output is far larger than it.
   std::vector<double> spread;
 };
 

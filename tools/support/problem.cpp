@@ -116,22 +116,38 @@ void parse_causal(std::string_view token, std::string_view text, Problem& p) {
 bool parse_word(std::string_view token, Problem& p) {
   std::string_view rest = token;
   const int dtype = find_name(kDTypes, token), precision = find_name(kPrecisions, token);
-  if (dtype >= 0) p.dtype = static_cast<DType>(dtype);
-  else if (precision >= 0) p.precision = static_cast<clary_precision>(precision);
-  else if (token == "bhsd") p.layout = CLARY_BHSD;
-  else if (token == "bshd") p.layout = CLARY_BSHD;
-  else if (token == "alibi") p.alibi = true;
-  else if (token == "sinks") p.sinks = true;
-  else if (token == "causal") p.causal = CLARY_CAUSAL_BOTTOM_RIGHT;
-  else if (token == "out=f32") p.out_f32 = true;
-  else if (token == "mask_dtype=input") p.mask_input_type = true;
-  else if (take(rest, "precision=")) p.precision = static_cast<clary_precision>(parse_name(token, kPrecisions, rest));
-  else if (take(rest, "data=")) p.data = static_cast<Data>(parse_name(token, kData, rest));
-  else if (take(rest, "causal=")) parse_causal(token, rest, p);
-  else if (take(rest, "mask=")) parse_mask(token, rest, p);
-  else if (take(rest, "lens_q=")) p.lens_q = parse_lengths(token, rest);
-  else if (take(rest, "lens_k=")) p.lens_k = parse_lengths(token, rest);
-  else return false;
+  if (dtype >= 0)
+    p.dtype = static_cast<DType>(dtype);
+  else if (precision >= 0)
+    p.precision = static_cast<clary_precision>(precision);
+  else if (token == "bhsd")
+    p.layout = CLARY_BHSD;
+  else if (token == "bshd")
+    p.layout = CLARY_BSHD;
+  else if (token == "alibi")
+    p.alibi = true;
+  else if (token == "sinks")
+    p.sinks = true;
+  else if (token == "causal")
+    p.causal = CLARY_CAUSAL_BOTTOM_RIGHT;
+  else if (token == "out=f32")
+    p.out_f32 = true;
+  else if (token == "mask_dtype=input")
+    p.mask_input_type = true;
+  else if (take(rest, "precision="))
+    p.precision = static_cast<clary_precision>(parse_name(token, kPrecisions, rest));
+  else if (take(rest, "data="))
+    p.data = static_cast<Data>(parse_name(token, kData, rest));
+  else if (take(rest, "causal="))
+    parse_causal(token, rest, p);
+  else if (take(rest, "mask="))
+    parse_mask(token, rest, p);
+  else if (take(rest, "lens_q="))
+    p.lens_q = parse_lengths(token, rest);
+  else if (take(rest, "lens_k="))
+    p.lens_k = parse_lengths(token, rest);
+  else
+    return false;
   return true;
 }
 
@@ -144,20 +160,34 @@ bool parse_number(std::string_view token, Problem& p, bool& has_dv) {
     if (sides.size() != 2) refuse(token, "expected windowLEFT,RIGHT, -1 = open");
     p.window_left = parse_int(token, sides[0], -1);
     p.window_right = parse_int(token, sides[1], -1);
-  } else if (take(rest, "softcap")) p.softcap = parse_real(token, rest, 0);
-  else if (take(rest, "scale")) p.softmax_scale = parse_real(token, rest, kAny), p.has_scale = true;
-  else if (take(rest, "guard")) p.guard = parse_real(token, rest, 0);
-  else if (take(rest, "seed")) p.seed = static_cast<uint64_t>(parse_int(token, rest, 0));
-  else if (take(rest, "hkv")) p.heads_kv = parse_int(token, rest, 1);
-  else if (take(rest, "hq")) p.heads_q = parse_int(token, rest, 1);
-  else if (take(rest, "h")) p.heads_q = p.heads_kv = parse_int(token, rest, 1);
-  else if (take(rest, "lq")) p.len_q = parse_int(token, rest, 0);
-  else if (take(rest, "lk")) p.len_k = parse_int(token, rest, 0);
-  else if (take(rest, "l")) p.len_q = p.len_k = parse_int(token, rest, 0);
-  else if (take(rest, "dv")) p.dim_v = parse_int(token, rest, 1), has_dv = true;
-  else if (take(rest, "d")) p.dim_qk = parse_int(token, rest, 1);
-  else if (take(rest, "b")) p.batch = parse_int(token, rest, 0);
-  else return false;
+  } else if (take(rest, "softcap"))
+    p.softcap = parse_real(token, rest, 0);
+  else if (take(rest, "scale"))
+    p.softmax_scale = parse_real(token, rest, kAny), p.has_scale = true;
+  else if (take(rest, "guard"))
+    p.guard = parse_real(token, rest, 0);
+  else if (take(rest, "seed"))
+    p.seed = static_cast<uint64_t>(parse_int(token, rest, 0));
+  else if (take(rest, "hkv"))
+    p.heads_kv = parse_int(token, rest, 1);
+  else if (take(rest, "hq"))
+    p.heads_q = parse_int(token, rest, 1);
+  else if (take(rest, "h"))
+    p.heads_q = p.heads_kv = parse_int(token, rest, 1);
+  else if (take(rest, "lq"))
+    p.len_q = parse_int(token, rest, 0);
+  else if (take(rest, "lk"))
+    p.len_k = parse_int(token, rest, 0);
+  else if (take(rest, "l"))
+    p.len_q = p.len_k = parse_int(token, rest, 0);
+  else if (take(rest, "dv"))
+    p.dim_v = parse_int(token, rest, 1), has_dv = true;
+  else if (take(rest, "d"))
+    p.dim_qk = parse_int(token, rest, 1);
+  else if (take(rest, "b"))
+    p.batch = parse_int(token, rest, 0);
+  else
+    return false;
   return true;
 }
 
@@ -263,7 +293,8 @@ Problem parse_problem(std::string_view line) {
     any = true;
     // "bf16" is both a dtype and a precision: the second one of a line is the precision.
     const bool dtype = find_name(kDTypes, token) >= 0;
-    if (dtype && has_dtype && token == "bf16") problem.precision = CLARY_BF16;
+    if (dtype && has_dtype && token == "bf16")
+      problem.precision = CLARY_BF16;
     else if (!parse_word(token, problem) && !parse_number(token, problem, has_dv))
       refuse(token, "not a word of the grammar (see docs/benchmarks.md)");
     has_dtype |= dtype;
@@ -276,14 +307,17 @@ Problem parse_problem(std::string_view line) {
 
 std::string to_string(const Problem& p) {
   std::string s;
-  if (p.lens_q.empty())
-    s = "b" + std::to_string(p.batch);
+  if (p.lens_q.empty()) s = "b" + std::to_string(p.batch);
   s += (s.empty() ? "hq" : " hq") + std::to_string(p.heads_q) + " hkv" + std::to_string(p.heads_kv);
-  if (p.lens_q.empty()) s += " lq" + std::to_string(p.len_q) + " lk" + std::to_string(p.len_k);
-  else s += " lens_q=" + lengths_text(p.lens_q) + " lens_k=" + lengths_text(p.lens_k);
+  if (p.lens_q.empty())
+    s += " lq" + std::to_string(p.len_q) + " lk" + std::to_string(p.len_k);
+  else
+    s += " lens_q=" + lengths_text(p.lens_q) + " lens_k=" + lengths_text(p.lens_k);
   s += " d" + std::to_string(p.dim_qk) + " dv" + std::to_string(p.dim_v);
-  if (p.causal == CLARY_CAUSAL_OFFSET) s += " causal=" + std::to_string(p.causal_offset);
-  else if (p.causal != CLARY_NOT_CAUSAL) s += std::string(" causal=") + kCausals[p.causal];
+  if (p.causal == CLARY_CAUSAL_OFFSET)
+    s += " causal=" + std::to_string(p.causal_offset);
+  else if (p.causal != CLARY_NOT_CAUSAL)
+    s += std::string(" causal=") + kCausals[p.causal];
   if (p.window_left >= 0 || p.window_right >= 0)
     s += " window" + std::to_string(p.window_left) + "," + std::to_string(p.window_right);
   if (p.softcap != 0) s += " softcap" + number(p.softcap);
@@ -328,8 +362,11 @@ Tensor::Tensor(const Tensor& other)
 }
 
 Tensor::Tensor(Tensor&& other) noexcept
-    : dtype_(std::move(other.dtype_)), shape_(std::move(other.shape_)), strides_(std::move(other.strides_)),
-      bytes_(std::move(other.bytes_)), view_(other.view_) {
+    : dtype_(std::move(other.dtype_)),
+      shape_(std::move(other.shape_)),
+      strides_(std::move(other.strides_)),
+      bytes_(std::move(other.bytes_)),
+      view_(other.view_) {
   rebind();
 }
 

@@ -39,13 +39,13 @@ struct Problem {
   bool has_scale = false;
   bool alibi = false, sinks = false;
   MaskKind mask = MaskKind::none;
-  bool mask_input_type = false;           // additive masks in the inputs' type instead of f32
-  double mask_keep = 0.5;                 // visible share of entries, blocks of 128 x 256 or keys
-  int mask_broadcast = 0;                 // bit 0: batch, 1: heads, 2: queries, 3: keys have size 1
-  std::vector<int32_t> lens_q, lens_k;    // varlen batch when not empty: batch is their number
+  bool mask_input_type = false;         // additive masks in the inputs' type instead of f32
+  double mask_keep = 0.5;               // visible share of entries, blocks of 128 x 256 or keys
+  int mask_broadcast = 0;               // bit 0: batch, 1: heads, 2: queries, 3: keys have size 1
+  std::vector<int32_t> lens_q, lens_k;  // varlen batch when not empty: batch is their number
   Data data = Data::normal;
   uint64_t seed = 1;
-  double guard = 0;                       // 0 = none
+  double guard = 0;  // 0 = none
 
   bool operator==(const Problem&) const = default;
 };
