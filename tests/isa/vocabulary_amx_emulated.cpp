@@ -1,0 +1,9 @@
+#include "cpu/isa/amx_emulated.h"
+#include "isa/operations.h"
+#include "isa/vocabularies.h"
+
+namespace clary::test {
+
+Vocabulary vocabulary_amx_emulated() { return make_vocabulary<AmxEmulated>(false); }
+
+}  // namespace clary::test

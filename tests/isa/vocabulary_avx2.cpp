@@ -1,0 +1,9 @@
+#include "cpu/isa/avx2.h"
+#include "isa/operations.h"
+#include "isa/vocabularies.h"
+
+namespace clary::test {
+
+Vocabulary vocabulary_avx2() { return make_vocabulary<Avx2>(false); }
+
+}  // namespace clary::test

@@ -1,0 +1,9 @@
+#include "cpu/isa/neon.h"
+#include "isa/operations.h"
+#include "isa/vocabularies.h"
+
+namespace clary::test {
+
+Vocabulary vocabulary_neon() { return make_vocabulary<Neon>(false); }
+
+}  // namespace clary::test
