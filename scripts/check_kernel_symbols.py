@@ -3,7 +3,8 @@
 
 Each src/cpu/kernels_<name>.cpp has its own compile flags. An inline function that two units share (std::vector's, say)
 is a weak symbol in both, and the linker keeps either: the one with AVX-512 in it, perhaps, for a CPU without. So every
-weak symbol that such a unit defines must carry in its name the type of its own instruction set.
+weak function that such a unit defines must carry in its name the type of its own instruction set. Constants may be
+shared: they are the same whatever the flags.
 
   check_kernel_symbols.py <static library>      check_kernel_symbols.py --self-test <C++ compiler>
 """
@@ -19,15 +20,15 @@ OWN_TYPE = {
     "scalar": "Scalar", "avx2": "Avx2", "avxvnni": "AvxVnni", "avx512vnni": "Avx512Vnni", "avx512bf16": "Avx512Bf16",
     "amx": "Amx", "amx_emulated": "AmxEmulated", "neon": "Neon", "i8mm": "I8mm",
 }
-WEAK = set("WVu")
+WEAK = "W"  # nm's letter for weak functions; V and u are data
 
 
-def weak_symbols(path):
-    """Yields (unit name, demangled symbol) for every weak definition in the kernel objects of an archive or object."""
+def weak_functions(path):
+    """Yields (unit name, demangled symbol) for every weak function in the kernel objects of an archive or object."""
     listing = subprocess.run(["nm", "-A", "-C", "--defined-only", path], check=True, capture_output=True, text=True)
     for line in listing.stdout.splitlines():
         match = re.match(r".*kernels_(\w+)\.cpp\.o:\s*[0-9a-f]* (\w) (.*)", line)
-        if match and match[2] in WEAK:
+        if match and match[2] == WEAK:
             yield match[1], match[3]
 
 
@@ -37,7 +38,7 @@ def units(path):
 
 
 def faults(path):
-    return [f"kernels_{unit}.cpp: {symbol}" for unit, symbol in weak_symbols(path)
+    return [f"kernels_{unit}.cpp: {symbol}" for unit, symbol in weak_functions(path)
             if not re.search(rf"\bclary::{OWN_TYPE[unit]}\b", symbol)]
 
 
@@ -49,7 +50,7 @@ def check(path):
         return 1
     found = faults(path)
     for fault in found:
-        print(f"weak symbol that other units may share: {fault}")
+        print(f"weak function that other units may share: {fault}")
     print(f"{len(seen)} kernel units ({', '.join(seen)}), {len(found)} faults")
     return 1 if found else 0
 
