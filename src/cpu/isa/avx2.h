@@ -19,7 +19,8 @@ struct Exp2ByteTable {
 constexpr Exp2ByteTable make_exp2_byte_table() {
   Exp2ByteTable table{};
   for (int i = 0; i < 64; ++i)
-    for (int byte = 0; byte < 2; ++byte) table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] >> 8 * byte);
+    for (int byte = 0; byte < 2; ++byte)
+      table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] >> 8 * byte);
   return table;
 }
 
@@ -147,7 +148,14 @@ struct Avx2 {
   // vpmaddubsw would saturate (2 * 255 * 128 > 32767), so bytes are widened to words: even and odd ones apart. Widening
   // depends on one operand only: a product loop does it once per vector, not once per row. Beside that, 2 multiplies
   // and 2 additions per register.
-  static I32 dot4(I32 acc, I32 u, I32 s) { return {dot4_256(acc.lo, u.lo, s.lo), dot4_256(acc.hi, u.hi, s.hi)}; }
+  static I32 dot4(I32 acc, I32 u, I32 s) {
+    // Odd bytes of both registers first: of a broadcast operand's two halves, only one is alive at a time.
+    const __m256i even = _mm256_set1_epi16(0xff);
+    acc = dot_words(acc, shift_right_i16<8>({u.lo, u.hi}), {_mm256_srai_epi16(s.lo, 8), _mm256_srai_epi16(s.hi, 8)});
+    const I16 s_even = {_mm256_srai_epi16(_mm256_slli_epi16(s.lo, 8), 8),
+                        _mm256_srai_epi16(_mm256_slli_epi16(s.hi, 8), 8)};
+    return dot_words(acc, {_mm256_and_si256(u.lo, even), _mm256_and_si256(u.hi, even)}, s_even);
+  }
   static F32 dot2(F32 acc, I32 a, I32 b) {
     const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
     acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
@@ -253,10 +261,11 @@ struct Avx2 {
     const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(r), 23));
     return _mm256_and_ps(_mm256_castsi256_ps(scaled), _mm256_cmp_ps(x, _mm256_set1_ps(-125.0f), _CMP_GE_OQ));
   }
-  static __m256i dot4_256(__m256i acc, __m256i u, __m256i s) {
-    const __m256i u_even = _mm256_and_si256(u, _mm256_set1_epi16(0xff)), u_odd = _mm256_srli_epi16(u, 8);
-    const __m256i s_even = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8), s_odd = _mm256_srai_epi16(s, 8);
-    return _mm256_add_epi32(_mm256_add_epi32(acc, _mm256_madd_epi16(u_even, s_even)), _mm256_madd_epi16(u_odd, s_odd));
+  static I32 dot_words(I32 acc, I16 a, I16 b) {
+    acc = add_i32(acc, {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)});
+    // Sums stay in this order: reassociated over several steps, they take more registers than there are.
+    asm("" : "+x"(acc.lo), "+x"(acc.hi));
+    return acc;
   }
   [[gnu::always_inline]] static void transpose8(__m256i (&x)[8]) {
     __m256i t[8];

@@ -43,7 +43,9 @@ struct Neon {
     vst1q_u8(q, vreinterpretq_u8_s32(x.a)), vst1q_u8(q + 16, vreinterpretq_u8_s32(x.b));
     vst1q_u8(q + 32, vreinterpretq_u8_s32(x.c)), vst1q_u8(q + 48, vreinterpretq_u8_s32(x.d));
   }
-  static I16 load_i16(const int16_t* p) { return {vld1q_s16(p), vld1q_s16(p + 8), vld1q_s16(p + 16), vld1q_s16(p + 24)}; }
+  static I16 load_i16(const int16_t* p) {
+    return {vld1q_s16(p), vld1q_s16(p + 8), vld1q_s16(p + 16), vld1q_s16(p + 24)};
+  }
   static void store_i16(int16_t* p, I16 x) {
     vst1q_s16(p, x.a), vst1q_s16(p + 8, x.b), vst1q_s16(p + 16, x.c), vst1q_s16(p + 24, x.d);
   }

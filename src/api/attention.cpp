@@ -1,0 +1,182 @@
+// clary_attention and clary_plan_*: check, plan, run.
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "api/context.h"
+#include "core/status.h"
+#include "plan/describe.h"
+#include "plan/run.h"
+
+struct clary_plan {
+  clary_context* context = nullptr;
+  clary::Plan plan;
+  void* memory = nullptr;  // the plan's arrays
+  size_t memory_bytes = 0;
+  size_t workspace_bytes = 0;
+
+  ~clary_plan() { context->allocator.give_back(memory, memory_bytes); }
+};
+
+namespace clary {
+namespace {
+
+// A terabyte of workspace is a mistake in the shape; the check also keeps sums of sizes within 64 bits.
+constexpr double kMostWorkspaceBytes = 1e12;
+
+clary_status check_size(const Problem& p) {
+  const double keys = static_cast<double>(p.sequences) * static_cast<double>(p.max_len_k + kBlockKeys) * static_cast<double>(p.heads_kv);
+  const double rows = static_cast<double>(p.sequences) * static_cast<double>(p.heads_q);
+  const double bytes = 4 * keys * static_cast<double>(p.dim_qk + p.dim_v + p.group + 4) + rows * 4096;
+  const double tokens_kv = static_cast<double>(p.len_k) * static_cast<double>(p.heads_kv * (p.dim_qk + p.dim_v + p.group + 4)) * 4;
+  const double needed = p.cu_seqlens_q == nullptr ? bytes : tokens_kv + rows * 4096 * static_cast<double>(p.dim_qk + p.dim_v);
+  if (needed > kMostWorkspaceBytes)
+    return fail(CLARY_OUT_OF_MEMORY, "k: this shape needs a workspace of about %.3g bytes, the limit is %.3g", needed, kMostWorkspaceBytes);
+  return CLARY_OK;
+}
+
+size_t workspace_bytes(const Plan& plan, int threads) {
+  Arena measure;
+  Workspace(plan, threads, measure);
+  return measure.used_bytes();
+}
+
+bool is_empty(const Problem& p) { return p.sequences == 0 || p.heads_q == 0 || p.len_q == 0; }
+
+clary_status check_context(const clary_context* context) {
+  return context != nullptr ? CLARY_OK : fail(CLARY_INVALID_ARGUMENT, "context: is NULL");
+}
+
+// One call: plan and workspace share the context's memory.
+clary_status attention_once(const Problem& problem, const Tensors& tensors, clary_context& context) {
+  if (is_empty(problem)) return CLARY_OK;
+  CLARY_TRY(check_size(problem));
+  const std::lock_guard lock(context.mutex);
+  const int threads = context.parallel.threads;
+  // The plan's arrays have to exist before the workspace can be measured.
+  Plan plan;
+  Arena measure;
+  make_plan(problem, *context.kernels, threads, measure, plan);
+  Workspace(plan, threads, measure);
+  CLARY_TRY(context.reserve(measure.used_bytes()));
+  Arena arena(context.workspace);
+  make_plan(problem, *context.kernels, threads, arena, plan);
+  const Workspace workspace(plan, threads, arena);
+  run_plan(plan, tensors, workspace, context.parallel);
+  return CLARY_OK;
+}
+
+clary_status create_plan(const Problem& problem, clary_context* context, clary_plan** result) {
+  CLARY_TRY(check_size(problem));
+  auto plan = std::unique_ptr<clary_plan>(new (std::nothrow) clary_plan);
+  if (plan == nullptr) return fail(CLARY_OUT_OF_MEMORY, "no memory for a plan");
+  plan->context = context;
+  Arena measure;
+  make_plan(problem, *context->kernels, context->parallel.threads, measure, plan->plan);
+  plan->memory_bytes = measure.used_bytes() + 64;  // an empty problem still gets memory
+  plan->memory = context->allocator.take(plan->memory_bytes);
+  if (plan->memory == nullptr) return fail(CLARY_OUT_OF_MEMORY, "the allocator returned NULL for a plan of %zu bytes", plan->memory_bytes);
+  Arena arena(plan->memory);
+  make_plan(problem, *context->kernels, context->parallel.threads, arena, plan->plan);
+  const int64_t heads = problem.sequences * problem.heads_q;
+  for (int64_t h = 0; h < heads; ++h) plan->plan.heads[h] = {plan->plan.start, false, 0, std::nan(""), std::nan("")};
+  plan->workspace_bytes = workspace_bytes(plan->plan, context->parallel.threads);
+  *result = plan.release();
+  return CLARY_OK;
+}
+
+clary_status check_pointers(const Problem& p, const Tensors& t) {
+  const auto missing = [](const char* what) { return fail(CLARY_INVALID_ARGUMENT, "%s: is NULL", what); };
+  if (is_empty(p)) return CLARY_OK;
+  if (t.q == nullptr) return missing("q");
+  if (t.k == nullptr && p.len_k > 0) return missing("k");
+  if (t.v == nullptr && p.len_k > 0) return missing("v");
+  if (t.out == nullptr) return missing("out");
+  if ((t.lse != nullptr) != p.has_lse)
+    return fail(CLARY_INVALID_ARGUMENT, "lse: is %s, but the plan was made %s one", p.has_lse ? "NULL" : "given", p.has_lse ? "with" : "without");
+  return CLARY_OK;
+}
+
+}  // namespace
+}  // namespace clary
+
+void clary_attention_params_init(clary_attention_params* params) {
+  *params = {};
+  params->size = sizeof *params;
+  params->precision = CLARY_AUTO;
+  params->softmax_scale = std::nan("");
+  params->window_left = params->window_right = -1;
+  params->guard = std::nan("");
+  params->guard_rows = 16;
+}
+
+clary_status clary_attention(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v, const clary_tensor* out,
+                             const clary_tensor* lse, const clary_attention_params* params, clary_context* context) {
+  clary::clear_error();
+  clary::Problem problem;
+  clary::Tensors tensors;
+  CLARY_TRY(clary::make_problem(q, k, v, out, lse, params, false, problem, tensors));
+  if (context != nullptr) return clary::attention_once(problem, tensors, *context);
+  std::unique_ptr<clary_context> own;
+  CLARY_TRY(clary::make_context(nullptr, own));
+  return clary::attention_once(problem, tensors, *own);
+}
+
+clary_status clary_plan_create(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v, const clary_tensor* out,
+                               const clary_tensor* lse, const clary_attention_params* params, clary_context* context,
+                               clary_plan** plan) {
+  clary::clear_error();
+  CLARY_TRY(clary::check_context(context));
+  if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
+  clary::Problem problem;
+  clary::Tensors tensors;
+  CLARY_TRY(clary::make_problem(q, k, v, out, lse, params, true, problem, tensors));
+  return clary::create_plan(problem, context, plan);
+}
+
+clary_status clary_plan_run(clary_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse) {
+  clary::clear_error();
+  if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
+  const clary::Tensors tensors{q, k, v, out, lse};
+  CLARY_TRY(clary::check_pointers(plan->plan.problem, tensors));
+  if (clary::is_empty(plan->plan.problem)) return CLARY_OK;
+  clary_context& context = *plan->context;
+  const std::lock_guard lock(context.mutex);
+  CLARY_TRY(context.reserve(plan->workspace_bytes));
+  clary::Arena arena(context.workspace);
+  const clary::Workspace workspace(plan->plan, context.parallel.threads, arena);
+  clary::run_plan(plan->plan, tensors, workspace, context.parallel);
+  return CLARY_OK;
+}
+
+void clary_plan_destroy(clary_plan* plan) { delete plan; }
+
+clary_status clary_plan_get_info(const clary_plan* plan, clary_plan_info* info) {
+  clary::clear_error();
+  if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
+  if (info == nullptr || info->size != sizeof *info)
+    return clary::fail(CLARY_INVALID_ARGUMENT, "info: is NULL or its size is not sizeof(clary_plan_info), %zu", sizeof *info);
+  *info = clary::plan_info(plan->plan, plan->workspace_bytes);
+  return CLARY_OK;
+}
+
+clary_status clary_plan_get_head(const clary_plan* plan, int64_t batch, int64_t head, clary_head_info* info) {
+  clary::clear_error();
+  if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
+  if (info == nullptr || info->size != sizeof *info)
+    return clary::fail(CLARY_INVALID_ARGUMENT, "info: is NULL or its size is not sizeof(clary_head_info), %zu", sizeof *info);
+  const clary::Problem& p = plan->plan.problem;
+  if (batch < 0 || batch >= p.sequences)
+    return clary::fail(CLARY_INVALID_ARGUMENT, "batch: is %lld, allowed are 0 to %lld", static_cast<long long>(batch),
+                       static_cast<long long>(p.sequences - 1));
+  if (head < 0 || head >= p.heads_q)
+    return clary::fail(CLARY_INVALID_ARGUMENT, "head: is %lld, allowed are 0 to %lld", static_cast<long long>(head),
+                       static_cast<long long>(p.heads_q - 1));
+  const clary::HeadReport& report = plan->plan.head(batch, head);
+  *info = {sizeof *info, static_cast<clary_precision>(report.precision), report.raises, report.first_error, report.last_error};
+  return CLARY_OK;
+}
+
+size_t clary_plan_describe(const clary_plan* plan, char* text, size_t capacity) {
+  return plan == nullptr ? 0 : clary::describe(plan->plan, plan->workspace_bytes, text, capacity);
+}

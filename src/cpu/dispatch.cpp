@@ -1,0 +1,73 @@
+#include "cpu/dispatch.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/cpu_info.h"
+#include "core/status.h"
+
+namespace clary {
+
+#if defined(__x86_64__)
+extern const KernelTable kAmxKernels, kAvx512Bf16Kernels, kAvx512VnniKernels, kAvxVnniKernels, kAvx2Kernels;
+#elif defined(__aarch64__)
+extern const KernelTable kI8mmKernels, kNeonKernels;
+#endif
+extern const KernelTable kScalarKernels, kAmxEmulatedKernels;
+
+namespace {
+
+struct Entry {
+  const KernelTable* kernels;
+  bool (*supported)(const CpuFeatures&);
+};
+
+constexpr Entry kEntries[] = {
+#if defined(__x86_64__)
+    {&kAmxKernels, [](const CpuFeatures& f) { return f.amx; }},
+    {&kAvx512Bf16Kernels, [](const CpuFeatures& f) { return f.avx512bf16; }},
+    {&kAvx512VnniKernels, [](const CpuFeatures& f) { return f.avx512vnni; }},
+    {&kAvxVnniKernels, [](const CpuFeatures& f) { return f.avxvnni; }},
+    {&kAvx2Kernels, [](const CpuFeatures& f) { return f.avx2; }},
+#elif defined(__aarch64__)
+    {&kI8mmKernels, [](const CpuFeatures& f) { return f.i8mm; }},
+    {&kNeonKernels, [](const CpuFeatures& f) { return f.dotprod; }},
+#endif
+    {&kScalarKernels, [](const CpuFeatures&) { return true; }},
+    {&kAmxEmulatedKernels, [](const CpuFeatures&) { return true; }},
+};
+
+clary_status unknown(const char* name) {
+  char known[256] = "";
+  for (int i = 0; i < instruction_set_count(); ++i) {
+    const size_t used = std::strlen(known);
+    std::snprintf(known + used, sizeof known - used, "%s%s", i == 0 ? "" : ", ", instruction_set(i).name);
+  }
+  return fail(CLARY_INVALID_ARGUMENT, "isa: \"%s\" is not known; this binary has %s", name, known);
+}
+
+}  // namespace
+
+int instruction_set_count() { return static_cast<int>(sizeof kEntries / sizeof kEntries[0]); }
+
+InstructionSet instruction_set(int i) {
+  return {kEntries[i].kernels->name, kEntries[i].kernels, kEntries[i].supported(cpu_features())};
+}
+
+clary_status choose_kernels(const char* name, const KernelTable** kernels) {
+  if (name == nullptr) name = std::getenv("CLARY_ISA");
+  for (int i = 0; i < instruction_set_count(); ++i) {
+    const InstructionSet set = instruction_set(i);
+    if (name != nullptr && std::strcmp(name, set.name) != 0) continue;
+    if (set.supported) {
+      *kernels = set.kernels;
+      return CLARY_OK;
+    }
+    if (name != nullptr)
+      return fail(CLARY_UNSUPPORTED, "isa: \"%s\" needs instructions that this CPU (%s) does not have", name, cpu_name());
+  }
+  return unknown(name);
+}
+
+}  // namespace clary

@@ -1,0 +1,320 @@
+// The vocabulary in plain C++: the executable specification of every instruction set.
+//
+// Kernels are written for one abstract machine with 512-bit vectors. A vector is 16 lanes of 32 bits (F32, I32) or 32
+// lanes of 16 bits (I16); an instruction set with narrower registers holds it in two or four. Operations that x86
+// performs inside 128-bit quarters (packing) do so here too, on every set: that costs nobody anything, since packed
+// keys are laid out for it, and it makes results equal bit for bit on all of them.
+//
+// The exception is dot2: native bf16 dot products round in their own order, so a set that has one may differ in the
+// last bits of bf16 products.
+//
+//   quarter  0         1         2         3
+//   F32      0 1 2 3   4 5 6 7   8 .. 11   12 .. 15
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "cpu/isa/exp2_table.h"
+
+namespace clary {
+
+struct Scalar {
+  static constexpr const char* kName = "scalar";
+  // Rows x vectors of one register tile of a product. Bound: rows * vectors + vectors + 1 registers.
+  static constexpr int kTileRows = 4, kTileVectors = 4;
+  static constexpr bool kHasTiles = false;  // a matrix engine (tile_* operations)
+  // Steps (4 bytes of K dimension) of a packed operand are padded to a multiple of this.
+  static constexpr int kStepAlign = 1;
+
+  struct F32 {
+    float v[16];
+  };
+  struct I32 {
+    int32_t v[16];
+  };
+  struct I16 {
+    int16_t v[32];
+  };
+
+  template <class T, class F>
+  static T each(F f) {
+    T r;
+    for (int i = 0; i < static_cast<int>(sizeof(r.v) / sizeof(r.v[0])); ++i) r.v[i] = f(i);
+    return r;
+  }
+
+  // ---- memory; no alignment is required
+  static F32 load(const float* p) { return read<F32>(p); }
+  static void store(float* p, F32 x) { std::memcpy(p, &x, sizeof x); }
+  static I32 load_i32(const void* p) { return read<I32>(p); }
+  static void store_i32(void* p, I32 x) { std::memcpy(p, &x, sizeof x); }
+  static I16 load_i16(const int16_t* p) { return read<I16>(p); }
+  static void store_i16(int16_t* p, I16 x) { std::memcpy(p, &x, sizeof x); }
+  static F32 load_f16(const uint16_t* p) {
+    return each<F32>([&](int i) { return f16_to_f32(p[i]); });
+  }
+  static F32 load_bf16(const uint16_t* p) {
+    return each<F32>([&](int i) { return std::bit_cast<float>(static_cast<uint32_t>(p[i]) << 16); });
+  }
+  static void store_f16(uint16_t* p, F32 x) {
+    for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(x.v[i]);
+  }
+  // Round to nearest even; NaN stays NaN.
+  static void store_bf16(uint16_t* p, F32 x) {
+    for (int i = 0; i < 16; ++i) p[i] = f32_to_bf16(x.v[i]);
+  }
+  // The low byte of each lane.
+  static void store_i8(void* p, I32 x) {
+    for (int i = 0; i < 16; ++i) static_cast<int8_t*>(p)[i] = static_cast<int8_t>(x.v[i]);
+  }
+  static I32 load_u8(const uint8_t* p) {
+    return each<I32>([&](int i) { return p[i]; });
+  }
+
+  // ---- f32
+  static F32 set(float x) {
+    return each<F32>([&](int) { return x; });
+  }
+  static F32 zero() { return set(0); }
+  static F32 add(F32 a, F32 b) {
+    return each<F32>([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static F32 sub(F32 a, F32 b) {
+    return each<F32>([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static F32 mul(F32 a, F32 b) {
+    return each<F32>([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  static F32 div(F32 a, F32 b) {
+    return each<F32>([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  // a * b + c, rounded once
+  static F32 mul_add(F32 a, F32 b, F32 c) {
+    return each<F32>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+  }
+  // Both undefined when a lane is NaN (sets differ in which operand they return).
+  static F32 max(F32 a, F32 b) {
+    return each<F32>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F32 min(F32 a, F32 b) {
+    return each<F32>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F32 abs(F32 a) {
+    return each<F32>([&](int i) { return std::fabs(a.v[i]); });
+  }
+  // a < b ? x : y; false where a or b is NaN
+  static F32 select_less(F32 a, F32 b, F32 x, F32 y) {
+    return each<F32>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
+  }
+  // Folds halves: lane i with lane i + 8, then i + 4, i + 2, i + 1.
+  static float reduce_add(F32 a) {
+    for (int n = 8; n > 0; n /= 2)
+      for (int i = 0; i < n; ++i) a.v[i] += a.v[i + n];
+    return a.v[0];
+  }
+  static float reduce_max(F32 a) {
+    for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
+    return a.v[0];
+  }
+  // 2^x with a relative error of 1.6e-7; exactly 1 at 0 and exactly 0 below -125 (so that no denormal appears).
+  // Requires x <= 126. Polynomial: minimax on [-1/2, 1/2] with the constant term fixed to 1.
+  static F32 exp2(F32 x) {
+    return each<F32>([&](int i) {
+      if (!(x.v[i] >= -125.0f)) return 0.0f;
+      const float r = std::nearbyint(x.v[i]), f = x.v[i] - r;
+      float p = kExp2Poly[4];
+      for (int c = 3; c >= 0; --c) p = std::fma(p, f, kExp2Poly[c]);
+      return std::ldexp(std::fma(p, f, 1.0f), static_cast<int>(r));
+    });
+  }
+
+  // ---- conversions
+  // Nearest even; -inf gives INT32_MIN, NaN anything.
+  static I32 to_i32(F32 a) {
+    return each<I32>([&](int i) {
+      if (!(a.v[i] > -2147483648.0f)) return INT32_MIN;
+      if (a.v[i] >= 2147483648.0f) return INT32_MIN;
+      return static_cast<int32_t>(std::nearbyint(a.v[i]));
+    });
+  }
+  static F32 to_f32(I32 a) {
+    return each<F32>([&](int i) { return static_cast<float>(a.v[i]); });
+  }
+  static F32 as_f32(I32 a) { return std::bit_cast<F32>(a); }
+  static I32 as_i32(F32 a) { return std::bit_cast<I32>(a); }
+  // Two vectors of floats that are exact in bf16, as 32 bf16 in natural order.
+  static void store_bf16_exact(uint16_t* p, F32 a, F32 b) {
+    for (int i = 0; i < 16; ++i) {
+      p[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(a.v[i]) >> 16);
+      p[16 + i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(b.v[i]) >> 16);
+    }
+  }
+
+  // ---- i32
+  static I32 set_i32(int32_t x) {
+    return each<I32>([&](int) { return x; });
+  }
+  static I32 add_i32(I32 a, I32 b) {
+    return each<I32>(
+        [&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])); });
+  }
+  static I32 sub_i32(I32 a, I32 b) {
+    return each<I32>(
+        [&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i])); });
+  }
+  static I32 max_i32(I32 a, I32 b) {
+    return each<I32>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static I32 and_i32(I32 a, I32 b) {
+    return each<I32>([&](int i) { return a.v[i] & b.v[i]; });
+  }
+  static I32 or_i32(I32 a, I32 b) {
+    return each<I32>([&](int i) { return a.v[i] | b.v[i]; });
+  }
+  template <int n>
+  static I32 shift_left(I32 a) {
+    return each<I32>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n); });
+  }
+  template <int n>  // logical
+  static I32 shift_right(I32 a) {
+    return each<I32>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); });
+  }
+  static int32_t reduce_add_i32(I32 a) {
+    int32_t s = 0;
+    for (int32_t x : a.v) s += x;
+    return s;
+  }
+  static int32_t reduce_max_i32(I32 a) {
+    int32_t m = a.v[0];
+    for (int32_t x : a.v) m = x > m ? x : m;
+    return m;
+  }
+  // Smaller of each of the 64 unsigned bytes.
+  static I32 min_u8(I32 a, I32 b) {
+    uint8_t x[64], y[64];
+    std::memcpy(x, &a, 64), std::memcpy(y, &b, 64);
+    for (int i = 0; i < 64; ++i) x[i] = x[i] < y[i] ? x[i] : y[i];
+    return read<I32>(x);
+  }
+
+  // ---- dot products: per 32-bit lane
+  // acc + sum of 4 products of unsigned bytes of `u` with signed bytes of `s`; exact
+  static I32 dot4(I32 acc, I32 u, I32 s) {
+    return each<I32>([&](int i) {
+      uint8_t a[4];
+      int8_t b[4];
+      std::memcpy(a, &u.v[i], 4), std::memcpy(b, &s.v[i], 4);
+      return acc.v[i] + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+    });
+  }
+  // acc + the low and then the high product of bf16 pairs, rounded after each
+  static F32 dot2(F32 acc, I32 a, I32 b) {
+    return each<F32>([&](int i) {
+      const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
+      const float low = std::fma(std::bit_cast<float>(x << 16), std::bit_cast<float>(y << 16), acc.v[i]);
+      return std::fma(std::bit_cast<float>(x & 0xffff0000u), std::bit_cast<float>(y & 0xffff0000u), low);
+    });
+  }
+
+  // ---- transposes
+  // x as a 4 x 4 matrix of quarters
+  static void transpose_quarters(F32 (&x)[4]) {
+    F32 t[4];
+    for (int a = 0; a < 4; ++a)
+      for (int b = 0; b < 4; ++b) std::memcpy(&t[a].v[4 * b], &x[b].v[4 * a], 16);
+    for (int a = 0; a < 4; ++a) x[a] = t[a];
+  }
+  // x as a 16 x 16 matrix of lanes
+  static void transpose16(I32 (&x)[16]) {
+    for (int a = 0; a < 16; ++a)
+      for (int b = 0; b < a; ++b) std::swap(x[a].v[b], x[b].v[a]);
+  }
+
+  // ---- i16
+  static I16 set_i16(int16_t x) {
+    return each<I16>([&](int) { return x; });
+  }
+  static I16 add_i16(I16 a, I16 b) {
+    return each<I16>([&](int i) { return static_cast<int16_t>(a.v[i] + b.v[i]); });
+  }
+  static I16 sub_i16(I16 a, I16 b) {
+    return each<I16>([&](int i) { return static_cast<int16_t>(a.v[i] - b.v[i]); });
+  }
+  static I16 max_i16(I16 a, I16 b) {
+    return each<I16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  template <int n>  // logical
+  static I16 shift_right_i16(I16 a) {
+    return each<I16>([&](int i) { return static_cast<int16_t>(static_cast<uint16_t>(a.v[i]) >> n); });
+  }
+  static int16_t reduce_max_i16(I16 a) {
+    int16_t m = a.v[0];
+    for (int16_t x : a.v) m = x > m ? x : m;
+    return m;
+  }
+  // Saturating, by quarters: quarter L of the result is a's quarter L, then b's.
+  static I16 pack_i16(I32 a, I32 b) {
+    return each<I16>([&](int i) {
+      const int quarter = i / 8, lane = i % 8;
+      const int32_t x = lane < 4 ? a.v[4 * quarter + lane] : b.v[4 * quarter + lane - 4];
+      return static_cast<int16_t>(x < -32768 ? -32768 : x > 32767 ? 32767 : x);
+    });
+  }
+  // Saturating to 0..255, by quarters as pack_i16: 64 bytes.
+  static void store_u8(uint8_t* p, I16 a, I16 b) {
+    for (int i = 0; i < 64; ++i) {
+      const int quarter = i / 16, lane = i % 16;
+      const int16_t x = lane < 8 ? a.v[8 * quarter + lane] : b.v[8 * quarter + lane - 8];
+      p[i] = static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
+    }
+  }
+  // floor(kExp2Table[d mod 64] / 2^(d / 64)) as unsigned 16 bits: 65280 * 2^(-d/64). Requires 0 <= d < 1024.
+  static I16 exp2_i16(I16 d) {
+    return each<I16>([&](int i) { return static_cast<int16_t>(kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)); });
+  }
+  // Unsigned: lane 2i + lane 2i+1, as 16 lanes of 32 bits
+  static I32 sum_pairs_u16(I16 a) {
+    return each<I32>([&](int i) { return static_cast<uint16_t>(a.v[2 * i]) + static_cast<uint16_t>(a.v[2 * i + 1]); });
+  }
+
+  // ---- helpers of this header
+  template <class T>
+  static T read(const void* p) {
+    T r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+  }
+  static uint16_t f32_to_bf16(float x) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+  }
+  static float f16_to_f32(uint16_t h) {
+    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
+    const uint32_t quiet = mantissa ? 0x400000u : 0;  // conversions by hardware leave no signalling NaN
+    if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | quiet | (mantissa << 13));
+    const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
+                                          : std::bit_cast<float>(((exponent + 112) << 23) | (mantissa << 13));
+    return sign ? -magnitude : magnitude;
+  }
+  static uint16_t f32_to_f16(float x) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x);
+    const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
+    const float a = std::fabs(x);
+    if (!(a < std::numeric_limits<float>::infinity())) {
+      return static_cast<uint16_t>(sign | (a > 0 ? 0x7c00 : 0x7e00 | (bits >> 13 & 0x3ff)));
+    }
+    if (a >= 65520.0f) return sign | 0x7c00;  // rounds to infinity
+    // Below 2^-14 halves are multiples of 2^-24; above, the exponent decides the step.
+    if (a < 0x1p-14f) return static_cast<uint16_t>(sign | static_cast<int>(std::nearbyint(a * 0x1p24f)));
+    const uint32_t rounded = (bits & 0x7fffffffu) + 0xfffu + ((bits >> 13) & 1);
+    return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
+  }
+};
+
+}  // namespace clary

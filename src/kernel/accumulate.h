@@ -1,0 +1,70 @@
+// O = alpha * O + P V of one unit and block. Products of a block are summed apart before they meet O: in exact integers
+// for INT8, and in f32 over 256 keys otherwise, which keeps the error of long sums small.
+#pragma once
+
+#include "kernel/product.h"
+#include "kernel/scores.h"
+
+namespace clary {
+
+template <class V, class S>
+class Accumulate {
+ public:
+  using F32 = typename V::F32;
+  using Pv = Product<V, S::kPv, Unsigned::broadcast>;
+
+  Accumulate(const AttendArgs& args, const ItemState& state) : a_(args), s_(state) {}
+
+  void run(const Unit& u) {
+    const int width = a_.sizes->value_width;
+    int channel = 0;
+    for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4>(u, channel);
+    switch ((width - channel) / 16) {
+      case 3: return group<3>(u, channel);
+      case 2: return group<2>(u, channel);
+      case 1: return group<1>(u, channel);
+      default: return;
+    }
+  }
+
+ private:
+  static constexpr int kPerStep = elements_per_step(S::kPv);
+
+  template <int N>
+  void group(const Unit& u, int channel) {
+    const int64_t block_bytes = a_.sizes->value_block_bytes;
+    const int first_step = u.panel_begin * (kPanelKeys / kPerStep);
+    const int steps = (u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep);
+    const auto* v = reinterpret_cast<const uint32_t*>(a_.head->values + u.block * block_bytes) +
+                    int64_t{channel} * (kBlockKeys / kPerStep) + int64_t{first_step} * N * 16;
+    constexpr int64_t kStride = kBlockKeys / kPerStep;
+    const auto* p = (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) + first_step;
+    for (int row = 0; row < u.rows; row += Pv::kRows) {
+      Pv::template run<N>(p + row * kStride, kStride, v, steps, s_.raw,
+                          [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
+                            add<N>(u, row + r, channel, acc);
+                          });
+    }
+  }
+
+  template <int N>
+  [[gnu::always_inline]] void add(const Unit& u, int row, int channel, typename Pv::Acc (&acc)[N]) const {
+    float* o = s_.o + int64_t{u.first_row + row} * a_.sizes->value_width + channel;
+    const F32 alpha = V::set(s_.alpha[row]);
+    unroll<N>([&](auto n) __attribute__((always_inline)) {
+      const F32 old = V::load(o + n * 16);
+      if constexpr (S::kPv == Element::i8) {
+        const float* scale = a_.head->value_scales + u.block * a_.sizes->value_width + channel;
+        const F32 weight = V::mul(V::set(s_.beta[row]), V::load(scale + n * 16));
+        V::store(o + n * 16, V::mul_add(V::to_f32(acc[n]), weight, V::mul(old, alpha)));
+      } else {
+        V::store(o + n * 16, V::mul_add(old, alpha, acc[n]));
+      }
+    });
+  }
+
+  const AttendArgs& a_;
+  const ItemState& s_;
+};
+
+}  // namespace clary

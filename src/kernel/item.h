@@ -1,0 +1,70 @@
+// The state of one work item: up to 128 query rows of one key-value head, with their running softmax.
+//
+// Memory at head dim 128, INT8: Q 16 KB, O 64 KB, l 8 KB, and per unit of 16 rows S 8 KB + P 4 KB (f32 scores 16 KB only
+// where masks are applied): the unit lives in L1, the item and a block of K and V in L2.
+#pragma once
+
+#include "core/arena.h"
+#include "kernel/scheme.h"
+
+namespace clary {
+
+struct ItemState {
+  int rows = 0;  // padded to whole units; the padding rows are zero queries whose results nobody reads
+  // Queries, [rows][key_steps] of 4 bytes.
+  uint32_t* q = nullptr;
+  int64_t q_stride = 0;
+  float* q_scale = nullptr;      // product -> units of 1/kUnitsPerOctave octave
+  int32_t* q_init = nullptr;     // -128 * sum of codes: undoes the +128 on K
+  float* q_sum = nullptr;        // sum of codes, for the zero points of INT4
+  float* constant = nullptr;     // scale * q . key_mean in units: what smoothing K took from every score of the row
+  float* reach = nullptr;        // (|q - mean| + |mean|) in units per unit of key norm: bounds the scores
+  const float** key_bias = nullptr;
+  KeyRange* range = nullptr;     // keys visible by causality, window and length
+  float* slope = nullptr;        // ALiBi, in units
+  // Running softmax. m in octaves for f32 softmax, in 1/64 octave (int32) for fixed point.
+  float* o = nullptr;            // [rows][value_width]
+  float* l = nullptr;            // [rows][16], summed over lanes at the end
+  float* m = nullptr;
+  uint8_t* exact = nullptr;      // rows that exact_row() has to compute
+  // One unit.
+  int16_t* s16 = nullptr;        // [16][256], packed order; fixed point
+  float* s = nullptr;            // [16][256], natural order
+  uint8_t* p = nullptr;          // [16][256] of u8 or bf16
+  int32_t* raw = nullptr;        // [16][64] products on their way to the epilogue
+  float* alpha = nullptr;        // [16] rescale O, and (fixed point) beta: scale of this block
+  float* beta = nullptr;
+  int32_t* top = nullptr;        // [16] block maxima, fixed point
+  uint32_t* unpacked = nullptr;  // one block of INT4 keys as bytes
+};
+
+// Lays the state out in `arena`; the same code measures it.
+[[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t dim_qk) {
+  ItemState s;
+  // Rows of Q are written in whole vectors of channels.
+  s.q_stride = round_up(sizes.key_steps > round_up(dim_qk, 16) ? sizes.key_steps : round_up(dim_qk, 16), 16);
+  s.q = arena.take<uint32_t>(kItemRows * s.q_stride);
+  s.q_scale = arena.take<float>(kItemRows);
+  s.q_init = arena.take<int32_t>(kItemRows);
+  s.q_sum = arena.take<float>(kItemRows);
+  s.constant = arena.take<float>(kItemRows);
+  s.reach = arena.take<float>(kItemRows);
+  s.key_bias = arena.take<const float*>(kItemRows);
+  s.range = arena.take<KeyRange>(kItemRows);
+  s.slope = arena.take<float>(kItemRows);
+  s.o = arena.take<float>(int64_t{kItemRows} * sizes.value_width);
+  s.l = arena.take<float>(kItemRows * 16);
+  s.m = arena.take<float>(kItemRows);
+  s.exact = arena.take<uint8_t>(kItemRows);
+  s.s16 = arena.take<int16_t>(kUnitRows * kBlockKeys);
+  s.s = arena.take<float>(kUnitRows * kBlockKeys);
+  s.p = arena.take<uint8_t>(kUnitRows * kBlockKeys * 2);
+  s.raw = arena.take<int32_t>(kUnitRows * kPanelKeys);
+  s.alpha = arena.take<float>(kUnitRows);
+  s.beta = arena.take<float>(kUnitRows);
+  s.top = arena.take<int32_t>(kUnitRows);
+  if (sizes.key_zeros) s.unpacked = arena.take<uint32_t>(int64_t{kBlockKeys} * sizes.key_steps);
+  return s;
+}
+
+}  // namespace clary

@@ -1,0 +1,82 @@
+// The yardsticks: how fast the instruction that a product lives on runs when nothing else is in its way, and how fast
+// memory is read by a plain sum.
+#pragma once
+
+#include "kernel/scheme.h"
+
+namespace clary {
+
+// Independent chains of one instruction: as many accumulators as a register tile has. Returns operations done.
+template <class V, class Acc, class Step>
+[[gnu::always_inline]] inline double peak_chains(int64_t rounds, double ops_per_step, Step&& step) {
+  constexpr int kChains = V::kTileRows * V::kTileVectors;
+  Acc acc[kChains];
+  unroll<kChains>([&](auto i) __attribute__((always_inline)) { acc[i] = step(Acc{}, true); });
+  for (int64_t r = 0; r < rounds; ++r) {
+    unroll<kChains>([&](auto i) __attribute__((always_inline)) {
+      acc[i] = step(acc[i], false);
+      asm volatile("" : : : "memory");
+    });
+  }
+  Acc sum = acc[0];
+  alignas(64) volatile char sink[sizeof(Acc)];
+  unroll<kChains>([&](auto i) __attribute__((always_inline)) {
+    sum = acc[i];
+    std::memcpy(const_cast<char*>(sink), &sum, sizeof sum);
+  });
+  return static_cast<double>(rounds) * kChains * ops_per_step;
+}
+
+template <class V>
+double peak_tiles(clary_peak what, int64_t rounds) {
+  V::tile_config();
+  unroll<8>([](auto t) { V::template tile_zero<t>(); });
+  for (int64_t r = 0; r < rounds; ++r) {
+    unroll<4>([&](auto t) {
+      if (what == CLARY_PEAK_INT8) {
+        V::template tile_dot4_us<4 + t, 0, 1>();
+      } else {
+        V::template tile_dot2<4 + t, 0, 1>();
+      }
+    });
+  }
+  V::tile_release();
+  return static_cast<double>(rounds) * 4 * 16 * 16 * (what == CLARY_PEAK_INT8 ? 128 : 64);
+}
+
+template <class V>
+double peak_work(clary_peak what, int64_t rounds) {
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  if constexpr (V::kHasTiles)
+    if (what != CLARY_PEAK_F32) return peak_tiles<V>(what, rounds);
+  const I32 ones = V::set_i32(0x01010101);
+  const F32 one = V::set(1), tiny = V::set(1e-8f);
+  switch (what) {
+    case CLARY_PEAK_INT8:
+      return peak_chains<V, I32>(rounds, 128, [&](I32 acc, bool first) __attribute__((always_inline)) {
+        return first ? ones : V::dot4(acc, ones, ones);
+      });
+    case CLARY_PEAK_BF16:
+      return peak_chains<V, F32>(rounds, 64, [&](F32 acc, bool first) __attribute__((always_inline)) {
+        return first ? one : V::dot2(acc, ones, ones);
+      });
+    default:
+      return peak_chains<V, F32>(rounds, 32, [&](F32 acc, bool first) __attribute__((always_inline)) {
+        return first ? one : V::mul_add(acc, one, tiny);
+      });
+  }
+}
+
+// Sum of `count` floats, a multiple of 64, in four chains.
+template <class V>
+float sum_memory(const float* data, int64_t count) {
+  auto a = V::zero(), b = a, c = a, d = a;
+  for (int64_t i = 0; i < count; i += 64) {
+    a = V::add(a, V::load(data + i)), b = V::add(b, V::load(data + i + 16));
+    c = V::add(c, V::load(data + i + 32)), d = V::add(d, V::load(data + i + 48));
+  }
+  return V::reduce_add(V::add(V::add(a, b), V::add(c, d)));
+}
+
+}  // namespace clary

@@ -1,0 +1,127 @@
+// The one matrix product of the engine: rows of 4-byte steps times a packed operand.
+//
+//   acc[row][vector] += sum over steps of  a[row][step] (broadcast)  .  b[step][vector]
+//
+// a 4-byte step holds 4 INT8, 2 bf16 or 1 f32; `b` is packed as in quant/pack.h. QK^T: a = Q, b = K, lanes are keys.
+// PV: a = P, b = V, lanes are channels. Each lane sums its steps in order, so all instruction sets agree.
+//
+// Registers (AVX-512, 4 x 4): 16 accumulators + 4 of b + 1 broadcast = 21 of 32. Per step 4 loads and 4 broadcasts
+// feed 16 multiply-adds: at two loads and one multiply-add per cycle the loads take half the time.
+// A matrix engine takes 16 rows x 4 tiles of 16 lanes: tmm4..7 accumulate, tmm0 holds a, tmm1 b: per 16 steps 5 tile
+// loads (8 cycles each) beside 4 products (16 cycles each).
+#pragma once
+
+#include "kernel/scheme.h"
+
+namespace clary {
+
+// Which operand of an 8-bit product is unsigned: K (stored with +128) in QK^T, P in PV.
+enum class Unsigned : uint8_t { packed, broadcast };
+
+template <class V, Element E, Unsigned U>
+struct Product {
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  static constexpr bool kInteger = E == Element::i8 || E == Element::i4;
+  using Acc = std::conditional_t<kInteger, I32, F32>;
+  static constexpr bool kOnTiles = V::kHasTiles && E != Element::f32;
+  // Rows of one call.
+  static constexpr int kRows = kOnTiles ? kUnitRows : V::kTileRows;
+
+  // kRows rows x N vectors; then emit(row, acc[N]) per row. `raw` is memory for kRows x N vectors.
+  template <int N, class Emit>
+  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, int32_t* raw,
+                                         Emit&& emit) {
+    if constexpr (kOnTiles) {
+      run_tiles<N>(a, a_stride, b, steps, raw);
+      for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
+    } else if constexpr (N <= V::kTileVectors) {
+      Acc acc[kRows][N];
+      multiply<N>(acc, a, a_stride, b, N, steps);
+      unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
+    } else {
+      for (int n = 0; n < N; n += V::kTileVectors) {
+        Acc acc[kRows][V::kTileVectors];
+        multiply<V::kTileVectors>(acc, a, a_stride, b + n * 16, N, steps);
+        for (int r = 0; r < kRows; ++r)
+          for (int v = 0; v < V::kTileVectors; ++v) V::store_i32(raw + (r * N + n + v) * 16, bits(acc[r][v]));
+      }
+      for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
+    }
+  }
+
+ private:
+  [[gnu::always_inline]] static I32 bits(Acc x) {
+    if constexpr (kInteger) {
+      return x;
+    } else {
+      return V::as_i32(x);
+    }
+  }
+  [[gnu::always_inline]] static Acc from_bits(I32 x) {
+    if constexpr (kInteger) {
+      return x;
+    } else {
+      return V::as_f32(x);
+    }
+  }
+
+  template <int N, class Emit>
+  [[gnu::always_inline]] static void emit_from(const int32_t* raw, int r, Emit&& emit) {
+    Acc acc[N];
+    unroll<N>([&](auto v) __attribute__((always_inline)) { acc[v] = from_bits(V::load_i32(raw + (r * N + v) * 16)); });
+    emit(r, acc);
+  }
+
+  [[gnu::always_inline]] static Acc step(Acc acc, I32 packed, I32 broadcast) {
+    if constexpr (E == Element::f32) {
+      return V::mul_add(V::as_f32(packed), V::as_f32(broadcast), acc);
+    } else if constexpr (E == Element::bf16) {
+      return V::dot2(acc, packed, broadcast);
+    } else if constexpr (U == Unsigned::packed) {
+      return V::dot4(acc, packed, broadcast);
+    } else {
+      return V::dot4(acc, broadcast, packed);
+    }
+  }
+
+  template <int N>
+  [[gnu::always_inline]] static void multiply(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride, const uint32_t* b,
+                                              int b_vectors, int steps) {
+    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = from_bits(V::set_i32(0)); });
+    });
+    const int64_t b_stride = int64_t{b_vectors} * 16;
+#pragma GCC unroll 4
+    for (int s = 0; s < steps; ++s, b += b_stride) {
+      I32 packed[N];
+      unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
+      unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+        const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
+        unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
+      });
+    }
+  }
+
+  template <int N>
+  static void run_tiles(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, int32_t* raw) {
+    const int64_t a_bytes = a_stride * 4, b_bytes = int64_t{N} * 64;
+    unroll<N>([](auto v) { V::template tile_zero<4 + v>(); });
+    for (int s = 0; s < steps; s += 16, b += int64_t{N} * 256) {
+      V::template tile_load<0>(a + s, a_bytes);
+      unroll<N>([&](auto v) {
+        V::template tile_load<1>(b + v * 16, b_bytes);
+        if constexpr (E == Element::bf16) {
+          V::template tile_dot2<4 + v, 0, 1>();
+        } else if constexpr (U == Unsigned::packed) {
+          V::template tile_dot4_su<4 + v, 0, 1>();
+        } else {
+          V::template tile_dot4_us<4 + v, 0, 1>();
+        }
+      });
+    }
+    unroll<N>([&](auto v) { V::template tile_store<4 + v>(raw + v * 16, b_bytes); });
+  }
+};
+
+}  // namespace clary

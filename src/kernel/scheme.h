@@ -1,0 +1,56 @@
+// A precision as the kernels see it: element types of the two products, and with them everything else.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "kernel/args.h"
+
+namespace clary {
+
+enum class Element : uint8_t { f32, bf16, i8, i4 };
+
+template <Element QK, Element PV>
+struct Scheme {
+  static constexpr Element kQk = QK, kPv = PV;
+  static constexpr bool kIntegerQk = QK == Element::i8 || QK == Element::i4;
+  // Softmax in 16-bit fixed point, 1/64 octave per unit; otherwise f32 and one octave per unit.
+  static constexpr bool kFixedPoint = PV == Element::i8;
+  // 1/64 octave: +-512 octaves in 16 bits, and 64 table entries fit two registers.
+  static constexpr float kUnitsPerOctave = kFixedPoint ? 64.0f : 1.0f;
+  // What is subtracted before quantising, and restored by exact algebra.
+  static constexpr bool kSmoothKeys = kIntegerQk, kCentreValues = PV != Element::f32 && kIntegerQk;
+};
+
+using ExactScheme = Scheme<Element::f32, Element::f32>;
+using Bf16Scheme = Scheme<Element::bf16, Element::bf16>;
+using Int8F16Scheme = Scheme<Element::i8, Element::bf16>;
+using Int8Scheme = Scheme<Element::i8, Element::i8>;
+using Int4Scheme = Scheme<Element::i4, Element::i8>;
+
+constexpr int elements_per_step(Element e) { return e == Element::f32 ? 1 : e == Element::bf16 ? 2 : 4; }
+
+// Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the vectors
+// by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
+//   vector j, lane 4 L + i  =  key 16 L + 4 j + i
+template <class S>
+constexpr int packed_position(int key) {
+  if (!S::kFixedPoint) return key;
+  const int quarter = key / 16, vector = key / 4 % 4, lane = key % 4;
+  return vector * 16 + quarter * 4 + lane;
+}
+
+// Channels are multiplied in groups of up to 4 vectors.
+inline constexpr int kGroupChannels = 64;
+
+// Compile-time loop: body(std::integral_constant<int, 0>), ...
+template <int... I, class F>
+[[gnu::always_inline]] inline void unroll_sequence(F&& body, std::integer_sequence<int, I...>) {
+  (body(std::integral_constant<int, I>()), ...);
+}
+template <int N, class F>
+[[gnu::always_inline]] inline void unroll(F&& body) {
+  unroll_sequence(body, std::make_integer_sequence<int, N>());
+}
+
+}  // namespace clary

@@ -1,0 +1,111 @@
+// Scores of a unit: 16 rows x the panels of one block, in units of 1/kUnitsPerOctave octave.
+//
+//   product (i32 or f32) -> * key scale (+ zero point) -> * query scale + key bias -> i16 in packed order, or f32 in
+//   natural order for whoever has to look at single keys
+#pragma once
+
+#include "kernel/item.h"
+#include "kernel/product.h"
+
+namespace clary {
+
+// Where a unit stands: rows of the item, a block of keys, and which of its panels are visible.
+struct Unit {
+  int first_row = 0, rows = 0;  // rows: a multiple of what the product takes at once
+  int real_rows = 0;
+  int64_t block = 0;
+  int panel_begin = 0, panel_end = 0;
+};
+
+template <class V, class S>
+class Scores {
+ public:
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  using Qk = Product<V, S::kQk, Unsigned::packed>;
+
+  Scores(const AttendArgs& args, const ItemState& state) : a_(args), s_(state), steps_(args.sizes->key_steps) {}
+
+  // INT4 keys as bytes, once per block and item.
+  void unpack(int64_t block) {
+    if constexpr (S::kQk == Element::i4) {
+      const auto* from = reinterpret_cast<const uint32_t*>(a_.head->keys + block * a_.sizes->key_block_bytes);
+      const int64_t count = int64_t{kPanels} * steps_ / 2;
+      const I32 low = V::set_i32(0x0f0f0f0f);
+      for (int64_t i = 0; i < count; ++i)
+        for (int v = 0; v < kPanelKeys; v += 16) {
+          const I32 x = V::load_i32(from + i * kPanelKeys + v);
+          V::store_i32(s_.unpacked + 2 * i * kPanelKeys + v, V::and_i32(x, low));
+          V::store_i32(s_.unpacked + (2 * i + 1) * kPanelKeys + v, V::and_i32(V::template shift_right<4>(x), low));
+        }
+    }
+  }
+
+  // Into s16, saturating: for units whose every score is visible and within +-512 octaves.
+  void fixed(const Unit& u) {
+    each_row(u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+      int16_t* to = s_.s16 + row * kBlockKeys + panel * kPanelKeys;
+      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+    });
+  }
+
+  // Into s, in the order of the keys.
+  void natural(const Unit& u) {
+    each_row(u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+      if constexpr (S::kFixedPoint) V::transpose_quarters(x);
+      float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
+      unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
+    });
+  }
+
+ private:
+  const uint32_t* panel_keys(const Unit& u, int panel) const {
+    if constexpr (S::kQk == Element::i4) return s_.unpacked + int64_t{panel} * steps_ * kPanelKeys;
+    return reinterpret_cast<const uint32_t*>(a_.head->keys + u.block * a_.sizes->key_block_bytes) + int64_t{panel} * steps_ * kPanelKeys;
+  }
+
+  // body(row of the unit, panel, 4 vectors of scores)
+  template <class Body>
+  [[gnu::always_inline]] void each_row(const Unit& u, Body&& body) {
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
+      const int64_t at = u.block * kBlockKeys + panel * kPanelKeys;
+      const uint32_t* keys = panel_keys(u, panel);
+      for (int row = 0; row < u.rows; row += Qk::kRows) {
+        const int first = u.first_row + row;
+        Qk::template run<4>(s_.q + first * s_.q_stride, s_.q_stride, keys, steps_, s_.raw,
+                            [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
+                              F32 x[4];
+                              scale(first + r, at, acc, x);
+                              body(row + r, panel, x);
+                            });
+      }
+    }
+  }
+
+  [[gnu::always_inline]] void scale(int row, int64_t at, typename Qk::Acc (&acc)[4], F32 (&x)[4]) const {
+    const F32 q_scale = V::set(s_.q_scale[row]);
+    const float* bias = s_.key_bias[row] + at;
+    unroll<4>([&](auto v) __attribute__((always_inline)) {
+      if constexpr (!S::kIntegerQk) {
+        x[v] = V::mul_add(acc[v], q_scale, V::load(bias + v * 16));
+      } else {
+        const F32 step = V::load(a_.head->key_scales + at + v * 16);
+        F32 y;
+        if constexpr (S::kQk == Element::i8) {
+          y = V::mul(V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row]))), step);
+        } else {
+          const F32 zero = V::mul(V::load(a_.head->key_zeros + at + v * 16), V::set(s_.q_sum[row]));
+          y = V::mul_add(V::to_f32(acc[v]), step, zero);
+        }
+        x[v] = V::mul_add(y, q_scale, V::load(bias + v * 16));
+      }
+    });
+  }
+
+  const AttendArgs& a_;
+  const ItemState& s_;
+  const int steps_;
+};
+
+}  // namespace clary

@@ -1,0 +1,165 @@
+// Online softmax of one unit over one block: scores -> P, and the running (m, l) of its rows.
+//
+// Fixed point (INT8 PV). S is i16 in 1/64 octave; P is u8 against the maximum of the *block* (against the row's running
+// maximum a peaked row would lose everything else), u = 65280 * 2^(-d/64) from a 64-entry table, P = round(u / 256). The
+// denominator sums u / 8 exactly in 16 bits: at most 8 values of 8160 per lane and block.
+//
+//   alpha = 2^(m_old - m_new)   rescales O and l       beta = 2^(m_block - m_new)   weighs this block
+//
+// f32 (16-bit and f32 PV). P = 2^(S - m_new), rounded to bf16 for bf16 products; the denominator sums what was rounded.
+// Source: FlashAttention-2 (online softmax), SageAttention2 (block-local scale of P).
+#pragma once
+
+#include <limits>
+
+#include "kernel/scores.h"
+
+namespace clary {
+
+// "No key yet", far below any real maximum in 1/64 octave: 2^((kNone - m) / 64) is 0.
+inline constexpr int32_t kNone = -(1 << 30);
+
+template <class V, class S>
+class Softmax {
+ public:
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  using I16 = typename V::I16;
+
+  explicit Softmax(const ItemState& state) : s_(state) {}
+
+  void reset(int value_width) {
+    std::memset(s_.o, 0, static_cast<size_t>(s_.rows) * static_cast<size_t>(value_width) * 4);
+    std::memset(s_.l, 0, static_cast<size_t>(s_.rows) * 16 * 4);
+    for (int r = 0; r < s_.rows; r += 16) {
+      const F32 none = V::as_f32(V::set_i32(kNone));
+      V::store(s_.m + r, S::kFixedPoint ? none : V::set(-std::numeric_limits<float>::infinity()));
+    }
+  }
+
+  // Scores in s16 (packed order).
+  void fixed(const Unit& u) {
+    for (int r = 0; r < u.rows; ++r) {
+      const int16_t* s = s_.s16 + r * kBlockKeys;
+      I16 top = V::load_i16(s + u.panel_begin * kPanelKeys);
+      for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32) top = V::max_i16(top, V::load_i16(s + i));
+      s_.top[r] = V::reduce_max_i16(top);
+    }
+    update_fixed(u);
+    for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, static_cast<int16_t>(s_.top[r]));
+  }
+
+  // Scores in s (natural order), any of which may be -inf; they go to s16 relative to their maximum.
+  void fixed_from_natural(const Unit& u) {
+    for (int r = 0; r < u.rows; ++r) {
+      const float top = row_top(u, r);
+      // Rows whose maximum is beyond exact integers in f32 are left to exact_row(); here they only must not overflow.
+      constexpr float kLimit = 1 << 23;
+      const bool seen = top > -std::numeric_limits<float>::infinity();
+      if (seen && !(top > -kLimit && top < kLimit)) s_.exact[u.first_row + r] = 1;
+      const float clamped = top > kLimit ? kLimit : top < -kLimit ? -kLimit : top;
+      s_.top[r] = seen ? static_cast<int32_t>(clamped) : kNone;
+      pack_row(u, r, V::set(seen ? static_cast<float>(s_.top[r]) : 0));
+    }
+    update_fixed(u);
+    for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, 0);
+  }
+
+  // Scores in s; P goes back there (f32) or to p (bf16).
+  void floating(const Unit& u) {
+    for (int r = 0; r < u.rows; ++r) {
+      float* m = s_.m + u.first_row + r;
+      const float old = *m, top = row_top(u, r), highest = top > old ? top : old;
+      const float reference = highest > -std::numeric_limits<float>::infinity() ? highest : 0;
+      *m = highest;
+      s_.alpha[r] = old - reference;
+      exponentials_floating(u, r, reference);
+    }
+    V::store(s_.alpha, V::exp2(V::load(s_.alpha)));
+    for (int r = 0; r < u.rows; ++r) {
+      float* l = s_.l + (u.first_row + r) * 16;
+      V::store(l, V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
+    }
+  }
+
+ private:
+  float row_top(const Unit& u, int r) const {
+    const float* s = s_.s + r * kBlockKeys;
+    F32 top = V::load(s + u.panel_begin * kPanelKeys);
+    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 16) top = V::max(top, V::load(s + i));
+    return V::reduce_max(top);
+  }
+
+  void pack_row(const Unit& u, int r, F32 reference) {
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
+      const float* from = s_.s + r * kBlockKeys + panel * kPanelKeys;
+      F32 x[4];
+      for (int v = 0; v < 4; ++v) x[v] = V::sub(V::load(from + v * 16), reference);
+      V::transpose_quarters(x);
+      int16_t* to = s_.s16 + r * kBlockKeys + panel * kPanelKeys;
+      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+    }
+  }
+
+  // m, alpha and beta of the unit's 16 rows from the block maxima.
+  void update_fixed(const Unit& u) {
+    const I32 top = V::load_i32(s_.top), old = V::load_i32(s_.m + u.first_row), highest = V::max_i32(top, old);
+    V::store_i32(s_.m + u.first_row, highest);
+    const F32 octave = V::set(1 / S::kUnitsPerOctave);
+    V::store(s_.alpha, V::exp2(V::mul(V::to_f32(V::sub_i32(old, highest)), octave)));
+    V::store(s_.beta, V::exp2(V::mul(V::to_f32(V::sub_i32(top, highest)), octave)));
+  }
+
+  void exponentials_fixed(const Unit& u, int r, int16_t top) {
+    // Scores more than 1023 units (16 octaves) below the top are as good as -inf: clamped, they give P = 0.
+    const int lowest = top - 1023;
+    const I16 reference = V::set_i16(top), floor = V::set_i16(static_cast<int16_t>(lowest < -32768 ? -32768 : lowest));
+    const I16 round8 = V::set_i16(4), round32 = V::set_i16(16);
+    I16 sum = V::set_i16(0);
+    const int16_t* s = s_.s16 + r * kBlockKeys;
+    uint8_t* to = s_.p + r * kBlockKeys;
+    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys) {
+      I16 p[2];
+      unroll<2>([&](auto h) __attribute__((always_inline)) {
+        const I16 d = V::sub_i16(reference, V::max_i16(floor, V::load_i16(s + i + h * 32)));
+        const I16 x = V::template shift_right_i16<3>(V::add_i16(V::exp2_i16(d), round8));
+        sum = V::add_i16(sum, x);
+        p[h] = V::template shift_right_i16<5>(V::add_i16(x, round32));
+      });
+      V::store_u8(to + i, p[0], p[1]);
+    }
+    float* l = s_.l + (u.first_row + r) * 16;
+    const F32 part = V::mul(V::to_f32(V::sum_pairs_u16(sum)), V::set(s_.beta[r]));
+    V::store(l, V::mul_add(V::load(l), V::set(s_.alpha[r]), part));
+  }
+
+  // Sums of P go to raw until alpha is known.
+  void exponentials_floating(const Unit& u, int r, float reference) {
+    const F32 top = V::set(reference);
+    F32 sum = V::zero();
+    float* s = s_.s + r * kBlockKeys;
+    auto* p16 = reinterpret_cast<uint16_t*>(s_.p) + r * kBlockKeys;
+    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32) {
+      F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
+      if constexpr (S::kPv == Element::bf16) {
+        a = to_bf16_precision(a), b = to_bf16_precision(b);
+        V::store_bf16_exact(p16 + i, a, b);
+      } else {
+        V::store(s + i, a), V::store(s + i + 16, b);
+      }
+      sum = V::add(sum, V::add(a, b));
+    }
+    V::store(reinterpret_cast<float*>(s_.raw) + r * 16, sum);
+  }
+
+  // Veltkamp's splitting: with c = x (2^16 + 1), c - (c - x) keeps the upper 8 bits, rounded.
+  static F32 to_bf16_precision(F32 x) {
+    const F32 c = V::mul(x, V::set(65537));
+    return V::sub(c, V::sub(c, x));
+  }
+
+  const ItemState& s_;
+};
+
+}  // namespace clary

@@ -1,0 +1,62 @@
+// An instruction set's kernels as a table of functions: what each src/cpu/kernels_*.cpp instantiates.
+#pragma once
+
+#include "kernel/attend.h"
+#include "kernel/peak.h"
+#include "quant/pack.h"
+
+namespace clary {
+
+template <class V, class S>
+void pack_block(const PackArgs& args) {
+  Packer<V, S>(args).run();
+}
+
+template <class V, class S>
+void attend_item(const AttendArgs& args) {
+  if constexpr (V::kHasTiles) V::tile_config();
+  Attend<V, S>(args).run();
+  if constexpr (V::kHasTiles) V::tile_release();
+}
+
+template <class V>
+PackedSizes sizes_of(Precision precision, int dim_qk, int dim_v) {
+  switch (precision) {
+    case Precision::exact: return packed_sizes<V, ExactScheme>(dim_qk, dim_v);
+    case Precision::bf16: return packed_sizes<V, Bf16Scheme>(dim_qk, dim_v);
+    case Precision::int8_f16: return packed_sizes<V, Int8F16Scheme>(dim_qk, dim_v);
+    case Precision::int8: return packed_sizes<V, Int8Scheme>(dim_qk, dim_v);
+    case Precision::int4: return packed_sizes<V, Int4Scheme>(dim_qk, dim_v);
+  }
+  return {};
+}
+
+template <class V>
+size_t pack_scratch_bytes(int dim_qk, int dim_v) {
+  return Packer<V, ExactScheme>::scratch_bytes(dim_qk, dim_v);
+}
+
+template <class V>
+size_t attend_scratch_bytes(const PackedSizes& sizes, int dim_qk) {
+  Arena arena;
+  lay_out_item(arena, sizes, dim_qk);
+  return arena.used_bytes();
+}
+
+template <class V>
+constexpr KernelTable make_table() {
+  return {V::kName,
+          sizes_of<V>,
+          channel_mean<V>,
+          {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme>, pack_block<V, Int8F16Scheme>, pack_block<V, Int8Scheme>,
+           pack_block<V, Int4Scheme>},
+          {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme>, attend_item<V, Int8F16Scheme>,
+           attend_item<V, Int8Scheme>, attend_item<V, Int4Scheme>},
+          merge_rows<V>,
+          pack_scratch_bytes<V>,
+          attend_scratch_bytes<V>,
+          peak_work<V>,
+          sum_memory<V>};
+}
+
+}  // namespace clary

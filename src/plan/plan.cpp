@@ -1,0 +1,168 @@
+#include "plan/plan.h"
+
+#include <algorithm>
+
+namespace clary {
+namespace {
+
+// Smoothing the queries costs one f32 product row per head and key: under 64 rows more than a tenth of QK^T itself, and
+// the mean of few rows says little.
+constexpr int64_t kSmoothQueries = 64;
+// With up to so many rows per key-value head there is too little to share out, and the keys are cut instead.
+constexpr int64_t kFewRows = 64;
+// A part has at least 4 blocks (1024 keys): below, merging and starting cost more than a part computes.
+constexpr int64_t kPartBlocks = 4, kMostParts = 64;
+// CLARY_AUTO: below so many rows per key-value head, or keys, quantising costs more than it saves.
+constexpr int64_t kAutoRows = 32, kAutoKeys = 128;
+// CLARY_AUTO's budget unless the caller sets one: INT8 on Gaussian data has 1.5 %.
+constexpr double kAutoBudget = 0.02;
+// Items per thread that keep the threads evenly busy.
+constexpr int64_t kItemsPerThread = 4;
+
+void choose_precision(Plan& plan) {
+  const Problem& p = plan.problem;
+  plan.budget = p.guard;
+  if (p.precision != CLARY_AUTO) {
+    plan.start = static_cast<Precision>(p.precision);
+    plan.reason = "as asked";
+    return;
+  }
+  if (p.group * p.max_len_q < kAutoRows || p.max_len_k < kAutoKeys) {
+    plan.start = Precision::exact;
+    plan.reason = "auto: too little work for quantising to pay (fewer than 32 rows per key-value head, or 128 keys)";
+    return;
+  }
+  plan.start = Precision::int8;
+  plan.reason = "auto: int8, guarded: heads whose sampled error exceeds the budget are raised";
+  if (plan.budget == 0) plan.budget = kAutoBudget;
+}
+
+// How rows are grouped does not change any bit of the result: units of 16 rows stay the same.
+void choose_tiles(Plan& plan, int threads) {
+  const Problem& p = plan.problem;
+  plan.item_heads = 1;
+  plan.item_queries = kItemRows;
+  if (p.max_len_q <= kFewRows && p.max_len_q > 0) {
+    plan.item_queries = p.max_len_q;
+    for (int64_t h = 1; h <= p.group && h * p.max_len_q <= kItemRows; ++h)
+      if (p.group % h == 0) plan.item_heads = h;
+    return;
+  }
+  const int64_t heads = std::max<int64_t>(p.sequences * p.heads_q, 1);
+  while (plan.item_queries > 2 * kUnitRows &&
+         heads * ((p.max_len_q + plan.item_queries - 1) / plan.item_queries) < kItemsPerThread * threads)
+    plan.item_queries /= 2;
+}
+
+// Depends on the problem alone, since merging rounds: the same bits for any number of threads.
+void choose_parts(Plan& plan) {
+  const Problem& p = plan.problem;
+  const int64_t blocks = (p.max_len_k + kBlockKeys - 1) / kBlockKeys;
+  plan.part_blocks = 0;
+  if (p.group * p.max_len_q > kFewRows || blocks < 2 * kPartBlocks) return;
+  plan.part_blocks = std::max(kPartBlocks, (blocks + kMostParts - 1) / kMostParts);
+}
+
+uint64_t hash(uint64_t x) {  // splitmix64
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+bool Plan::smooths_queries(Precision precision) const {
+  const bool integer = precision != Precision::exact && precision != Precision::bf16;
+  return integer && problem.max_len_q >= kSmoothQueries;
+}
+
+int64_t Plan::biases(Precision precision) const {
+  return smooths_queries(precision) || (folds_mask() && problem.mask.head != 0) ? problem.group : 1;
+}
+
+int64_t Plan::tiles_of(const SequencePlan& s) const {
+  const int64_t query_tiles = (s.tokens.len_q + item_queries - 1) / item_queries;
+  return problem.heads_kv * (problem.group / item_heads) * query_tiles;
+}
+
+void make_plan(const Problem& problem, const KernelTable& kernels, int threads, Arena& arena, Plan& plan) {
+  plan.problem = problem;
+  plan.kernels = &kernels;
+  choose_precision(plan);
+  choose_tiles(plan, threads);
+  choose_parts(plan);
+  plan.sequences = arena.take<SequencePlan>(problem.sequences);
+  plan.heads = arena.take<HeadReport>(problem.sequences * problem.heads_q);
+  plan.blocks = plan.tiles = plan.items = 0;
+  plan.most_parts = 1;
+  for (int64_t s = 0; s < problem.sequences; ++s) {
+    SequencePlan sequence;
+    sequence.tokens = problem.sequence(s);
+    sequence.blocks = (sequence.tokens.len_k + kBlockKeys - 1) / kBlockKeys;
+    if (plan.part_blocks > 0)
+      sequence.parts = std::max<int64_t>(1, (sequence.blocks + plan.part_blocks - 1) / plan.part_blocks);
+    sequence.first_block = plan.blocks, sequence.first_tile = plan.tiles, sequence.first_item = plan.items;
+    plan.blocks += sequence.blocks;
+    plan.tiles += plan.tiles_of(sequence);
+    plan.items += plan.tiles_of(sequence) * sequence.parts;
+    plan.most_parts = std::max(plan.most_parts, sequence.parts);
+    if (plan.sequences != nullptr) plan.sequences[s] = sequence;
+  }
+}
+
+// Within a sequence: key-value head, then tiles of queries from the last (longest under causality) to the first, then
+// heads of the group, then parts. Neighbouring items share K and V in the cache.
+Item item_at(const Plan& plan, int64_t index) {
+  const SequencePlan* const begin = plan.sequences;
+  const SequencePlan* const end = begin + plan.problem.sequences;
+  const SequencePlan* s = std::upper_bound(begin, end, index, [](int64_t i, const SequencePlan& x) { return i < x.first_item; }) - 1;
+  const int64_t head_tiles = plan.problem.group / plan.item_heads;
+  const int64_t query_tiles = (s->tokens.len_q + plan.item_queries - 1) / plan.item_queries;
+  int64_t rest = index - s->first_item;
+  Item item;
+  item.sequence = s - begin;
+  item.part = rest % s->parts;
+  rest /= s->parts;
+  item.tile = s->first_tile + rest;
+  const int64_t head_tile = rest % head_tiles;
+  rest /= head_tiles;
+  item.first_query = (query_tiles - 1 - rest % query_tiles) * plan.item_queries;
+  item.head_kv = rest / query_tiles;
+  item.first_head = item.head_kv * plan.problem.group + head_tile * plan.item_heads;
+  return item;
+}
+
+BlockIndex block_at(const Plan& plan, int64_t index) {
+  const int64_t heads = plan.problem.heads_kv;
+  const SequencePlan* const begin = plan.sequences;
+  const SequencePlan* const end = begin + plan.problem.sequences;
+  const SequencePlan* s =
+      std::upper_bound(begin, end, index, [&](int64_t i, const SequencePlan& x) { return i < x.first_block * heads; }) - 1;
+  const int64_t rest = index - s->first_block * heads;
+  return {s - begin, rest / s->blocks, rest % s->blocks};
+}
+
+int sampled_count(const Plan& plan, int64_t sequence) {
+  return static_cast<int>(std::min<int64_t>(plan.problem.guard_rows, plan.sequences[sequence].tokens.len_q));
+}
+
+int64_t sampled_query(const Plan& plan, int64_t sequence, int64_t head, int k, int n) {
+  const int64_t length = plan.sequences[sequence].tokens.len_q;
+  const int64_t begin = length * k / n, end = length * (k + 1) / n;
+  const uint64_t seed = hash(static_cast<uint64_t>(sequence * plan.problem.heads_q + head) * 64 + static_cast<uint64_t>(k));
+  return begin + static_cast<int64_t>(seed % static_cast<uint64_t>(end - begin));
+}
+
+Precision raised(Precision precision) {
+  switch (precision) {
+    case Precision::int4: return Precision::int8;
+    case Precision::int8: return Precision::int8_f16;
+    case Precision::int8_f16:
+    case Precision::bf16:
+    case Precision::exact: return Precision::exact;
+  }
+  return Precision::exact;
+}
+
+}  // namespace clary

@@ -1,0 +1,301 @@
+// Argument checks: from tensor views and parameters to a canonical Problem, or a reason that names the argument.
+#include <algorithm>
+#include <cinttypes>
+#include <cmath>
+#include <cstring>
+
+#include "core/status.h"
+#include "problem/problem.h"
+
+namespace clary {
+namespace {
+
+// Lengths and counts beyond this cannot be tensors in memory; the bound keeps every product below in 64 bits.
+constexpr int64_t kMaxLength = int64_t{1} << 31, kMaxCount = int64_t{1} << 24, kMaxRows = int64_t{1} << 40;
+constexpr int64_t kMaxHeadDim = 1024;
+// Offsets and windows beyond every length mean the same as the length.
+constexpr int64_t kFarAway = int64_t{1} << 40;
+
+#define CLARY_REJECT(...) return fail(CLARY_INVALID_ARGUMENT, __VA_ARGS__)
+
+clary_status element_type(const char* what, const clary_tensor& t, DType& type) {
+  if (t.dtype_lanes != 1) CLARY_REJECT("%s: dtype_lanes is %d, must be 1", what, t.dtype_lanes);
+  if (t.dtype_code == 2 && t.dtype_bits == 32) type = DType::f32;
+  else if (t.dtype_code == 2 && t.dtype_bits == 16) type = DType::f16;
+  else if (t.dtype_code == 4 && t.dtype_bits == 16) type = DType::bf16;
+  else if ((t.dtype_code == 6 || t.dtype_code == 1) && t.dtype_bits == 8) type = DType::boolean;
+  else
+    CLARY_REJECT("%s: dtype (code %d, %d bits) is not served; allowed are f32, f16 and bf16 (masks: also bool)", what,
+                 t.dtype_code, t.dtype_bits);
+  return CLARY_OK;
+}
+
+// A tensor in the terms of its call: sizes and strides by meaning, broadcast dimensions with stride 0.
+struct View {
+  int ndim = 0;
+  int64_t shape[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};  // right-aligned
+  DType type = DType::f32;
+  char* data = nullptr;
+  bool data_later = false;  // a plan learns the pointers of q, k, v, out and lse when it runs
+};
+
+clary_status read_view(const char* what, const clary_tensor* t, int min_ndim, int max_ndim, View& view) {
+  if (t == nullptr) CLARY_REJECT("%s: is NULL", what);
+  if (t->device_type != 1)
+    return fail(CLARY_UNSUPPORTED, "%s: device_type is %d, only 1 (CPU) is served", what, t->device_type);
+  if (t->ndim < min_ndim || t->ndim > max_ndim)
+    CLARY_REJECT("%s: has %d dimensions, allowed are %d to %d", what, t->ndim, min_ndim, max_ndim);
+  if (t->ndim > 0 && t->shape == nullptr) CLARY_REJECT("%s: shape is NULL", what);
+  CLARY_TRY(element_type(what, *t, view.type));
+  view.ndim = t->ndim;
+  int64_t dense = 1, count = 1;
+  for (int d = t->ndim - 1; d >= 0; --d) {
+    const int at = d + 4 - t->ndim;
+    const int64_t size = t->shape[d];
+    if (size < 0 || size > kMaxLength)
+      CLARY_REJECT("%s: shape[%d] is %" PRId64 ", allowed are 0 to %" PRId64, what, d, size, kMaxLength);
+    if (size > 0 && count > kMaxRows * kMaxHeadDim / size) CLARY_REJECT("%s: has more than 2^50 elements", what);
+    count *= size;
+    const int64_t stride = t->strides != nullptr ? t->strides[d] : dense;
+    if (size > 1 && (stride > kMaxRows * kMaxHeadDim || stride < -kMaxRows * kMaxHeadDim))
+      CLARY_REJECT("%s: strides[%d] is %" PRId64 ", allowed are -2^50 to 2^50", what, d, stride);
+    view.shape[at] = size;
+    view.strides[at] = size == 1 ? 0 : stride;
+    dense *= std::max<int64_t>(size, 1);
+  }
+  if (t->ndim > 0 && view.shape[3] > 1 && view.strides[3] != 1)
+    CLARY_REJECT("%s: stride of the last dimension is %" PRId64 ", must be 1", what, view.strides[3]);
+  if (t->data == nullptr && count > 0 && !view.data_later)
+    CLARY_REJECT("%s: data is NULL but the shape is not empty", what);
+  view.data = static_cast<char*>(t->data) + (t->data == nullptr ? 0 : t->byte_offset);
+  if (view.type != DType::boolean && reinterpret_cast<uintptr_t>(view.data) % static_cast<unsigned>(size_bytes(view.type)) != 0)
+    CLARY_REJECT("%s: data is not aligned to its elements of %d bytes", what, size_bytes(view.type));
+  return CLARY_OK;
+}
+
+// [B, H, L, D] or [B, L, H, D] in the order B, H, L, D.
+void apply_layout(clary_layout layout, View& view) {
+  if (layout != CLARY_BSHD) return;
+  std::swap(view.shape[1], view.shape[2]);
+  std::swap(view.strides[1], view.strides[2]);
+}
+
+Strides strides_of(const View& view) { return {view.strides[0], view.strides[1], view.strides[2]}; }
+
+clary_status check_enums(const clary_attention_params& p) {
+  if (p.layout != CLARY_BHSD && p.layout != CLARY_BSHD)
+    CLARY_REJECT("layout: is %d, allowed are CLARY_BHSD (0) and CLARY_BSHD (1)", static_cast<int>(p.layout));
+  if (p.precision < CLARY_EXACT || p.precision > CLARY_AUTO)
+    CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_AUTO (5)", static_cast<int>(p.precision));
+  if (p.causal < CLARY_NOT_CAUSAL || p.causal > CLARY_CAUSAL_OFFSET)
+    CLARY_REJECT("causal: is %d, allowed are CLARY_NOT_CAUSAL (0) to CLARY_CAUSAL_OFFSET (3)", static_cast<int>(p.causal));
+  return CLARY_OK;
+}
+
+clary_status check_scalars(const clary_attention_params& p, Problem& problem) {
+  CLARY_TRY(check_enums(p));
+  if (std::isinf(p.softmax_scale) || std::fabs(p.softmax_scale) > 1e30)
+    CLARY_REJECT("softmax_scale: is %g, must be finite (|scale| <= 1e30; NaN = default)", p.softmax_scale);
+  if (!(p.softcap >= 0) || p.softcap > 1e30) CLARY_REJECT("softcap: is %g, allowed are 0 (none) to 1e30", p.softcap);
+  if (p.window_left < -1) CLARY_REJECT("window_left: is %" PRId64 ", allowed are -1 (open) and up", p.window_left);
+  if (p.window_right < -1) CLARY_REJECT("window_right: is %" PRId64 ", allowed are -1 (open) and up", p.window_right);
+  if (!std::isnan(p.guard) && (!(p.guard > 0) || std::isinf(p.guard)))
+    CLARY_REJECT("guard: is %g, must be a finite number > 0 (NaN = none)", p.guard);
+  if (p.guard_rows < 1 || p.guard_rows > 64) CLARY_REJECT("guard_rows: is %d, allowed are 1 to 64", p.guard_rows);
+  problem.precision = p.precision;
+  problem.softmax_scale = static_cast<float>(std::isnan(p.softmax_scale) ? 1.0 / std::sqrt(static_cast<double>(problem.dim_qk))
+                                                                         : p.softmax_scale);
+  problem.softcap = static_cast<float>(p.softcap);
+  problem.causal = p.causal;
+  problem.causal_offset = std::clamp(p.causal_offset, -kFarAway, kFarAway);
+  problem.window_left = std::min(p.window_left, kFarAway);
+  problem.window_right = std::min(p.window_right, kFarAway);
+  problem.guard = std::isnan(p.guard) ? 0 : p.guard;
+  problem.guard_rows = p.guard_rows;
+  return CLARY_OK;
+}
+
+clary_status check_cu_seqlens(const char* what, const int32_t* cu, int64_t sequences, int64_t total, int64_t& longest) {
+  if (cu[0] != 0) CLARY_REJECT("%s: begins with %d, must begin with 0", what, cu[0]);
+  longest = 0;
+  for (int64_t s = 0; s < sequences; ++s) {
+    if (cu[s + 1] < cu[s])
+      CLARY_REJECT("%s: entry %" PRId64 " is %d, less than the one before (%d)", what, s + 1, cu[s + 1], cu[s]);
+    longest = std::max<int64_t>(longest, cu[s + 1] - cu[s]);
+  }
+  if (cu[sequences] != total)
+    CLARY_REJECT("%s: ends with %d, must end with the length of the tensor, %" PRId64, what, cu[sequences], total);
+  return CLARY_OK;
+}
+
+clary_status check_varlen(const clary_attention_params& p, int64_t batch, Problem& problem) {
+  problem.sequences = batch;
+  problem.max_len_q = problem.len_q, problem.max_len_k = problem.len_k;
+  if (p.cu_seqlens_q == nullptr && p.cu_seqlens_k == nullptr) {
+    if (p.num_sequences != 0) CLARY_REJECT("num_sequences: is %" PRId64 " without cu_seqlens, must be 0", p.num_sequences);
+    return CLARY_OK;
+  }
+  if (p.cu_seqlens_q == nullptr || p.cu_seqlens_k == nullptr)
+    CLARY_REJECT("%s: is NULL, but the other one of cu_seqlens_q and cu_seqlens_k is given",
+                 p.cu_seqlens_q == nullptr ? "cu_seqlens_q" : "cu_seqlens_k");
+  if (batch != 1) CLARY_REJECT("cu_seqlens_q: given, so q must have batch size 1, not %" PRId64, batch);
+  if (p.num_sequences < 0 || p.num_sequences > kMaxCount)
+    CLARY_REJECT("num_sequences: is %" PRId64 ", allowed are 0 to %" PRId64, p.num_sequences, kMaxCount);
+  CLARY_TRY(check_cu_seqlens("cu_seqlens_q", p.cu_seqlens_q, p.num_sequences, problem.len_q, problem.max_len_q));
+  CLARY_TRY(check_cu_seqlens("cu_seqlens_k", p.cu_seqlens_k, p.num_sequences, problem.len_k, problem.max_len_k));
+  problem.sequences = p.num_sequences;
+  problem.cu_seqlens_q = p.cu_seqlens_q, problem.cu_seqlens_k = p.cu_seqlens_k;
+  return CLARY_OK;
+}
+
+clary_status check_mask(const clary_tensor* t, Problem& problem) {
+  if (t == nullptr) return CLARY_OK;
+  if (t->dtype_lanes == 1 && (t->dtype_code == 0 || (t->dtype_code == 1 && t->dtype_bits != 8)))
+    CLARY_REJECT("mask: integer masks are not served; pass bool or uint8 (non-zero = attend), f32 or the type of q");
+  View view;
+  CLARY_TRY(read_view("mask", t, 0, 4, view));
+  if (view.type != DType::boolean && view.type != DType::f32 && view.type != problem.dtype)
+    CLARY_REJECT("mask: is %s, allowed are bool, f32 and the type of q (%s)", name(view.type), name(problem.dtype));
+  const int64_t full[4] = {problem.sequences, problem.heads_q, problem.max_len_q, problem.max_len_k};
+  static constexpr const char* kDims[4] = {"B", "Hq", "Lq", "Lk"};
+  for (int d = 0; d < 4; ++d) {
+    // A varlen mask may be longer than the longest sequence: it is indexed within each.
+    const bool longer = problem.cu_seqlens_q != nullptr && d >= 2 && view.shape[d] >= full[d];
+    if (view.shape[d] != 1 && view.shape[d] != full[d] && !longer)
+      CLARY_REJECT("mask: dimension %s is %" PRId64 ", allowed are 1 and %" PRId64, kDims[d], view.shape[d], full[d]);
+    if (full[d] == 1 && !longer) view.strides[d] = 0;
+  }
+  problem.mask = {view.type == DType::boolean ? Mask::Kind::boolean : Mask::Kind::additive, view.type, view.data,
+                  view.strides[0], view.strides[1], view.strides[2], view.strides[3]};
+  return CLARY_OK;
+}
+
+// alibi_slopes and sinks: f32 [Hq], the former also [B, Hq].
+clary_status check_per_head(const char* what, const clary_tensor* t, int max_ndim, const Problem& problem, const float*& data,
+                            int64_t& batch_stride, int64_t& head_stride) {
+  if (t == nullptr) return CLARY_OK;
+  View view;
+  CLARY_TRY(read_view(what, t, 1, max_ndim, view));
+  if (view.type != DType::f32) CLARY_REJECT("%s: is %s, must be f32", what, name(view.type));
+  if (view.shape[3] != problem.heads_q)
+    CLARY_REJECT("%s: has %" PRId64 " entries per batch, must have Hq = %" PRId64, what, view.shape[3], problem.heads_q);
+  if (view.ndim == 2 && view.shape[2] != problem.sequences)
+    CLARY_REJECT("%s: first dimension is %" PRId64 ", must be B = %" PRId64, what, view.shape[2], problem.sequences);
+  data = reinterpret_cast<const float*>(view.data);
+  batch_stride = view.ndim == 2 ? view.strides[2] : 0;
+  head_stride = view.strides[3];
+  return CLARY_OK;
+}
+
+clary_status check_extras(const clary_attention_params& p, Problem& problem) {
+  CLARY_TRY(check_mask(p.mask, problem));
+  CLARY_TRY(check_per_head("alibi_slopes", p.alibi_slopes, 2, problem, problem.alibi_slopes, problem.alibi_batch,
+                           problem.alibi_head));
+  int64_t unused = 0;
+  return check_per_head("sinks", p.sinks, 1, problem, problem.sinks, unused, problem.sinks_head);
+}
+
+clary_status check_qkv_shapes(const View& q, const View& k, const View& v, Problem& problem) {
+  const auto differs = [](const char* what, const char* dim, int64_t is, const char* other, int64_t must) {
+    return fail(CLARY_INVALID_ARGUMENT, "%s: %s is %" PRId64 ", must be that of %s, %" PRId64, what, dim, is, other, must);
+  };
+  if (k.shape[0] != q.shape[0]) return differs("k", "batch size", k.shape[0], "q", q.shape[0]);
+  if (v.shape[0] != q.shape[0]) return differs("v", "batch size", v.shape[0], "q", q.shape[0]);
+  if (k.shape[3] != q.shape[3]) return differs("k", "head dim", k.shape[3], "q", q.shape[3]);
+  if (v.shape[1] != k.shape[1]) return differs("v", "number of heads", v.shape[1], "k", k.shape[1]);
+  if (v.shape[2] != k.shape[2]) return differs("v", "length", v.shape[2], "k", k.shape[2]);
+  if (q.shape[3] < 1 || q.shape[3] > kMaxHeadDim)
+    CLARY_REJECT("q: head dim is %" PRId64 ", allowed are 1 to %" PRId64, q.shape[3], kMaxHeadDim);
+  if (v.shape[3] < 1 || v.shape[3] > kMaxHeadDim)
+    CLARY_REJECT("v: head dim is %" PRId64 ", allowed are 1 to %" PRId64, v.shape[3], kMaxHeadDim);
+  if (k.shape[1] < 1) CLARY_REJECT("k: number of heads is 0, must be at least 1");
+  if (q.shape[1] % k.shape[1] != 0)
+    CLARY_REJECT("q: number of heads is %" PRId64 ", must be a multiple of that of k, %" PRId64, q.shape[1], k.shape[1]);
+  if (q.shape[0] > kMaxCount || q.shape[1] > kMaxCount || q.shape[0] * q.shape[1] > kMaxCount)
+    CLARY_REJECT("q: batch size times heads is more than %" PRId64, kMaxCount);
+  problem.heads_q = q.shape[1], problem.heads_kv = k.shape[1];
+  problem.group = q.shape[1] / k.shape[1];
+  problem.len_q = q.shape[2], problem.len_k = k.shape[2];
+  problem.dim_qk = q.shape[3], problem.dim_v = v.shape[3];
+  return CLARY_OK;
+}
+
+clary_status check_qkv_types(const View& q, const View& k, const View& v, Problem& problem) {
+  if (q.type == DType::boolean) CLARY_REJECT("q: is bool, allowed are f32, f16 and bf16");
+  if (k.type != q.type) CLARY_REJECT("k: is %s, must be of the type of q, %s", name(k.type), name(q.type));
+  if (v.type != q.type) CLARY_REJECT("v: is %s, must be of the type of q, %s", name(v.type), name(q.type));
+  problem.dtype = q.type;
+  return CLARY_OK;
+}
+
+clary_status check_outputs(const View& q, const clary_tensor* out_tensor, const clary_tensor* lse_tensor,
+                           clary_layout layout, bool data_later, Problem& problem, Tensors& tensors) {
+  View out;
+  out.data_later = data_later;
+  CLARY_TRY(read_view("out", out_tensor, 4, 4, out));
+  apply_layout(layout, out);
+  if (out.type != problem.dtype && out.type != DType::f32)
+    CLARY_REJECT("out: is %s, allowed are f32 and the type of q, %s", name(out.type), name(problem.dtype));
+  const int64_t must[4] = {q.shape[0], problem.heads_q, problem.len_q, problem.dim_v};
+  static constexpr const char* kDims[4] = {"batch size", "number of heads", "length", "head dim"};
+  for (int d = 0; d < 4; ++d) {
+    if (out.shape[d] != must[d]) CLARY_REJECT("out: %s is %" PRId64 ", must be %" PRId64, kDims[d], out.shape[d], must[d]);
+    if (out.shape[d] > 1 && out.strides[d] == 0) CLARY_REJECT("out: the stride of its %s is 0: rows would overwrite each other", kDims[d]);
+  }
+  problem.out = strides_of(out), problem.out_dtype = out.type;
+  tensors.out = out.data;
+  if (lse_tensor == nullptr) return CLARY_OK;
+  View lse;
+  lse.data_later = data_later;
+  CLARY_TRY(read_view("lse", lse_tensor, 3, 3, lse));
+  if (lse.type != DType::f32) CLARY_REJECT("lse: is %s, must be f32", name(lse.type));
+  for (int d = 0; d < 3; ++d) {
+    if (lse.shape[d + 1] != must[d]) CLARY_REJECT("lse: %s is %" PRId64 ", must be %" PRId64, kDims[d], lse.shape[d + 1], must[d]);
+    if (lse.shape[d + 1] > 1 && lse.strides[d + 1] == 0) CLARY_REJECT("lse: the stride of its %s is 0: rows would overwrite each other", kDims[d]);
+  }
+  problem.lse = {lse.strides[1], lse.strides[2], lse.strides[3]};
+  problem.has_lse = true;
+  tensors.lse = reinterpret_cast<float*>(lse.data);
+  return CLARY_OK;
+}
+
+// Older callers know fewer fields (the rest keep their defaults), newer ones more (which must be zero).
+clary_status read_params(const clary_attention_params* given, clary_attention_params& params) {
+  clary_attention_params_init(&params);
+  if (given == nullptr) return CLARY_OK;
+  constexpr size_t kSmallest = offsetof(clary_attention_params, mask);
+  if (given->size < kSmallest || given->size > 4096)
+    CLARY_REJECT("params.size: is %zu, must be sizeof(clary_attention_params), here %zu", given->size, sizeof params);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (size_t i = sizeof params; i < given->size; ++i)
+    if (bytes[i] != 0) CLARY_REJECT("params: sets a field (byte %zu) that this version %s does not know", i, clary_version());
+  std::memcpy(&params, given, std::min(given->size, sizeof params));
+  return CLARY_OK;
+}
+
+}  // namespace
+
+clary_status make_problem(const clary_tensor* q_tensor, const clary_tensor* k_tensor, const clary_tensor* v_tensor,
+                          const clary_tensor* out, const clary_tensor* lse, const clary_attention_params* given,
+                          bool data_later, Problem& problem, Tensors& tensors) {
+  clary_attention_params params;
+  CLARY_TRY(read_params(given, params));
+  CLARY_TRY(check_enums(params));
+  View q, k, v;
+  q.data_later = k.data_later = v.data_later = data_later;
+  CLARY_TRY(read_view("q", q_tensor, 4, 4, q));
+  CLARY_TRY(read_view("k", k_tensor, 4, 4, k));
+  CLARY_TRY(read_view("v", v_tensor, 4, 4, v));
+  apply_layout(params.layout, q), apply_layout(params.layout, k), apply_layout(params.layout, v);
+  CLARY_TRY(check_qkv_types(q, k, v, problem));
+  CLARY_TRY(check_qkv_shapes(q, k, v, problem));
+  CLARY_TRY(check_outputs(q, out, lse, params.layout, data_later, problem, tensors));
+  CLARY_TRY(check_scalars(params, problem));
+  CLARY_TRY(check_varlen(params, q.shape[0], problem));
+  CLARY_TRY(check_extras(params, problem));
+  problem.q = strides_of(q), problem.k = strides_of(k), problem.v = strides_of(v);
+  tensors.q = q.data, tensors.k = k.data, tensors.v = v.data;
+  return CLARY_OK;
+}
+
+}  // namespace clary
