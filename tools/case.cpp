@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -26,17 +27,40 @@ clary_attention_params Case::params(clary_precision precision) const {
   return support::make_params(changed, tensors);
 }
 
+// Linux grants memory that it does not have and ends the program later; a line of text is better. A bound from below:
+// Q, K, V, the output and a mask.
+static void require_memory(const Problem& p) {
+  const auto number = [](int64_t value) { return static_cast<double>(value); };
+  double bytes = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const double len_q = number(support::length_q(p, b)), len_k = number(support::length_k(p, b));
+    const double elements = number(p.heads_q) * len_q * number(p.dim_qk + p.dim_v) +
+                            number(p.heads_kv) * len_k * number(p.dim_qk + p.dim_v);
+    bytes += elements * (p.dtype == support::DType::f32 ? 4 : 2);
+    if (p.mask == support::MaskKind::none || p.mask == support::MaskKind::key_padding) continue;
+    const double rows = (p.mask_broadcast & 2 ? 1 : number(p.heads_q)) * (p.mask_broadcast & 4 ? 1 : len_q);
+    bytes += rows * (p.mask_broadcast & 8 ? 1 : len_k) / (p.mask_broadcast & 1 ? number(p.batch) : 1);
+  }
+  const double there = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  if (bytes > 0.9 * there)
+    throw std::runtime_error(fmt::format("the tensors of {} take {:.3g} GiB; this machine has {:.3g}",
+                                         support::quote(support::to_string(p)), bytes / 0x1p30, there / 0x1p30));
+}
+
 Case described_case(const std::string& description) {
   Case result{description, support::parse_problem(description), {}};
+  require_memory(result.problem);
   result.tensors = support::make_tensors(result.problem);
   return result;
 }
 
-Plan described_plan(const std::string& description, clary_context* context) {
+DescribedPlan described_plan(const std::string& description, clary_context* context) {
   Problem problem = support::parse_problem(description);
   const std::array<int64_t, 2> dims = {problem.dim_qk, problem.dim_v};
   problem.dim_qk = problem.dim_v = 1;  // masks, slopes and sinks do not depend on the head dimensions
-  Tensors tensors = support::make_tensors(problem);
+  require_memory(problem);
+  DescribedPlan result{std::make_unique<Tensors>(support::make_tensors(problem)), nullptr};
+  const Tensors& tensors = *result.tensors;
   alignas(64) static std::byte somewhere[64];  // plans keep shapes, not data
   const auto widened = [](const Tensor& tensor, std::vector<int64_t>& shape, int64_t dim) {
     shape = tensor.shape();
@@ -53,7 +77,8 @@ Plan described_plan(const std::string& description, clary_context* context) {
   const clary_attention_params params = support::make_params(problem, tensors);
   clary_plan* plan = nullptr;
   check(clary_plan_create(&q, &k, &v, &out, nullptr, &params, context, &plan));
-  return Plan(plan);
+  result.plan.reset(plan);
+  return result;
 }
 
 // ---- files ---------------------------------------------------------------------------------------------------------
@@ -192,13 +217,19 @@ void attend(Case& c, clary_precision precision, clary_context* context, bool wit
                         context));
 }
 
-Plan run_plan(Case& c, clary_precision precision, clary_context* context) {
+Plan make_plan(Case& c, clary_precision precision, clary_context* context) {
   const clary_attention_params params = c.params(precision);
+  const Tensors& t = c.tensors;
+  clary_plan* plan = nullptr;
+  check(clary_plan_create(t.q.view(), t.k.view(), t.v.view(), t.out.view(), t.lse.view(), &params, context, &plan));
+  return Plan(plan);
+}
+
+Plan run_plan(Case& c, clary_precision precision, clary_context* context) {
+  Plan plan = make_plan(c, precision, context);
   Tensors& t = c.tensors;
-  clary_plan* created = nullptr;
-  check(clary_plan_create(t.q.view(), t.k.view(), t.v.view(), t.out.view(), t.lse.view(), &params, context, &created));
-  Plan plan(created);
-  check(clary_plan_run(created, t.q.data(), t.k.data(), t.v.data(), t.out.data(), static_cast<float*>(t.lse.data())));
+  check(
+      clary_plan_run(plan.get(), t.q.data(), t.k.data(), t.v.data(), t.out.data(), static_cast<float*>(t.lse.data())));
   return plan;
 }
 

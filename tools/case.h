@@ -21,8 +21,13 @@ struct Case {
 };
 
 Case described_case(const std::string& description);
+
 // The shapes of a described problem without the memory and without the numbers of Q, K, V and out: enough for a plan.
-Plan described_plan(const std::string& description, clary_context* context);
+struct DescribedPlan {
+  std::unique_ptr<support::Tensors> tensors;  // masks, slopes and sinks, which the plan points to
+  Plan plan;
+};
+DescribedPlan described_plan(const std::string& description, clary_context* context);
 
 // The tensors of the files. Safetensors without a prefix: every PREFIX.q, .k, .v there is. A file's metadata may give
 // "layout" and "softmax_scale"; flags go before them. bf16 inputs get an f32 output, which .npy can hold.
@@ -34,7 +39,9 @@ int threads_of(const MachineOptions& options);
 
 // The call as an application makes it; lse may be left out.
 void attend(Case& c, clary_precision precision, clary_context* context, bool with_lse);
-// A plan of the case that has run once, to look at.
+// Refuses what does not fit together.
+Plan make_plan(Case& c, clary_precision precision, clary_context* context);
+// A plan that has run once, to look at.
 Plan run_plan(Case& c, clary_precision precision, clary_context* context);
 
 // Scores that a query may see, counted exactly: causal and window by their bounds, masks by their entries.

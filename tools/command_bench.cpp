@@ -84,7 +84,7 @@ class Bench {
     const std::vector<clary_precision> precisions =
         options_.precisions.empty() ? std::vector{c.problem.precision} : parse_precisions(options_.precisions);
     Progress progress("timing " + c.name);
-    attend(c, precisions.front(), context_.get(), false);
+    make_plan(c, precisions.front(), context_.get());
     // A timed problem is compared on a sample of rows: enough to see a fault, little beside the timing.
     const Oracle oracle(c, options_.rows > 0 ? options_.rows : timed_ ? 64 : 1024);
     const double work = operations(c);
@@ -144,11 +144,11 @@ class Bench {
 
   void write_json(const nlohmann::json& json) const {
     if (options_.json == "-") {
-      fmt::print("{}\n", json.dump(2));
+      print_json(json);
       return;
     }
     std::ofstream file(options_.json);
-    file << json.dump(2) << "\n";
+    file << json_text(json) << "\n";
     file.close();
     if (!file) throw std::runtime_error("--json: cannot write " + options_.json);
   }

@@ -24,7 +24,7 @@ struct CheckOptions {
 // One case at every precision; false when one is over the limit.
 bool check_case(Case& c, const std::vector<clary_precision>& precisions, const CheckOptions& options,
                 clary_context* context, Progress& progress, nlohmann::json& results) {
-  attend(c, precisions.front(), context, true);  // refuses what does not fit together before the oracle looks at it
+  make_plan(c, precisions.front(), context);  // refuses what does not fit together before the oracle looks at it
   const Oracle oracle(c, options.rows);
   Table table({"preset", "rel. L2", "rel. L1", "RMSE", "cosine", "bits kept", "LSE max |d|", ""});
   std::string notes;
@@ -78,9 +78,7 @@ int check_all(const CheckOptions& options) {
     one(c);
   }
   if (options.json)
-    fmt::print("{}\n", nlohmann::json{{"environment", environment_json(context.get(), threads_of(options.machine))},
-                                      {"results", results}}
-                           .dump(2));
+    print_json({{"environment", environment_json(context.get(), threads_of(options.machine))}, {"results", results}});
   if (!good) fmt::print(stderr, "clary: check failed: an error exceeds --max-error, or non-finite values differ\n");
   return good ? kFine : kCheckFailed;
 }

@@ -40,7 +40,7 @@ const std::vector<clary_precision> kPresets = {CLARY_EXACT, CLARY_BF16, CLARY_IN
 
 // Prints one layer's table and what `auto` did.
 Outcome show_layer(Case& c, const DemoOptions& options, clary_context* context) {
-  attend(c, CLARY_EXACT, context, true);
+  make_plan(c, CLARY_EXACT, context);
   const Oracle oracle(c, 0);
   std::vector<CaseErrors> errors;
   std::vector<std::function<void()>> calls;

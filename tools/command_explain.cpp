@@ -33,13 +33,14 @@ int explain(const ExplainOptions& options) {
   const Context context = make_context(options.machine);
   nlohmann::json results = nlohmann::json::array();
   for (const std::string& problem : join_problems(options.problems)) {
-    const Plan plan = described_plan(problem, context.get());
+    const DescribedPlan described = described_plan(problem, context.get());
+    const clary_plan* const plan = described.plan.get();
     if (options.json)
-      results.push_back(plan_json(problem, info_of(plan.get())));
+      results.push_back(plan_json(problem, info_of(plan)));
     else
-      fmt::print("{}\n{}\n", problem, describe(plan.get()));
+      fmt::print("{}\n{}\n", problem, describe(plan));
   }
-  if (options.json) fmt::print("{}\n", results.dump(2));
+  if (options.json) print_json(results);
   return kFine;
 }
 

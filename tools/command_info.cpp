@@ -88,7 +88,7 @@ int info_json(const InfoOptions& options, const std::string& chosen) {
     result["peak_all_cores"] = peaks_json(measure(chosen.c_str(), usable_cores()));
     result["read_gb_per_s"] = rate_json(Peaks(chosen, usable_cores(), kSecondsPerPeak).get(CLARY_PEAK_READ));
   }
-  fmt::print("{}\n", result.dump(2));
+  print_json(result);
   return kFine;
 }
 

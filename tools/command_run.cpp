@@ -44,7 +44,7 @@ int run_files(const RunOptions& options) {
                              {"seconds", seconds},
                              {"heads", heads}};
     if (options.explain) result["plan"] = describe(plan.get());
-    fmt::print("{}\n", result.dump(2));
+    print_json(result);
   } else {
     fmt::print("{}: {} {}, {}, {}\n", options.output, c.tensors.out.dtype(), heads, clary_context_isa(context.get()),
                time_text(seconds));

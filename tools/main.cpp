@@ -28,7 +28,8 @@ int run(int argc, char** argv) {
   add_check_command(app, action);
   add_bench_command(app, action);
   add_explain_command(app, action);
-  if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr)
+  const auto asked = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(asked).empty())
     throw std::runtime_error(fmt::format("'{}' is not a command; clary --help lists them", argv[1]));
   try {
     app.parse(argc, argv);

@@ -1,5 +1,5 @@
-// Flags that several subcommands share. What a flag may hold is defined once, by the grammar of problems: --causal VALUE
-// is the token causal=VALUE, and so on.
+// Flags that several subcommands share. What a flag may hold is defined once, by the grammar of problems: --causal X
+// is the token causal=X, and so on.
 #pragma once
 
 #include <CLI/CLI.hpp>

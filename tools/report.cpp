@@ -44,6 +44,12 @@ std::string Table::text() const {
   return result;
 }
 
+std::string json_text(const nlohmann::json& json) {
+  return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void print_json(const nlohmann::json& json) { fmt::print("{}\n", json_text(json)); }
+
 nlohmann::json errors_json(const CaseErrors& errors) {
   return {{"rows", errors.rows},
           {"cosine", errors.out.cosine},

@@ -30,6 +30,10 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
+// Bytes that are not UTF-8, as names of files may hold, are replaced.
+std::string json_text(const nlohmann::json& json);
+void print_json(const nlohmann::json& json);
+
 nlohmann::json errors_json(const CaseErrors& errors);
 nlohmann::json timing_json(const Timing& timing);
 // CPU, instruction set, threads, compiler, flags, version, date.
