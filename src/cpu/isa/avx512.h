@@ -1,16 +1,7 @@
 // AVX-512 (F, BW, DQ, VL, VNNI; BF16 in the derived set): a vector is one zmm register. Meanings: scalar.h.
 #pragma once
 
-// g++ 12 takes the undefined operands in its own intrinsics for the user's mistake.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
 
 #include <cstdint>
 
