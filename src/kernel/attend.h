@@ -165,8 +165,8 @@ class Attend {
     return units == kNone ? -std::numeric_limits<float>::infinity() : static_cast<float>(units) / S::kUnitsPerOctave;
   }
 
-  // P is 255 where u / 8 is 8160 = 32 * 255.
-  static constexpr float kSumScale = S::kFixedPoint ? 1.0f / 32 : 1.0f;
+  // A probability of 1 is 255 in P, where the value scales take it back, and 32 * 255 = 8160 in the sums.
+  static constexpr float kSumScale = S::kFixedPoint ? 1.0f / 8160 : 1.0f;
   float row_l(int r) const { return V::reduce_add(V::load(s_.l + r * 16)) * kSumScale; }
 
   // With a softcap the constant is in the scores already.

@@ -10,6 +10,7 @@
 // Source: FlashAttention-2 (online softmax), SageAttention2 (block-local scale of P).
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "kernel/scores.h"
@@ -58,7 +59,8 @@ class Softmax {
       const bool seen = top > -std::numeric_limits<float>::infinity();
       if (seen && !(top > -kLimit && top < kLimit)) s_.exact[u.first_row + r] = 1;
       const float clamped = top > kLimit ? kLimit : top < -kLimit ? -kLimit : top;
-      s_.top[r] = seen ? static_cast<int32_t>(clamped) : kNone;
+      // Rounded, so that no score lies more than half a unit above it.
+      s_.top[r] = seen ? static_cast<int32_t>(std::nearbyint(clamped)) : kNone;
       pack_row(u, r, V::set(seen ? static_cast<float>(s_.top[r]) : 0));
     }
     update_fixed(u);

@@ -290,11 +290,11 @@ class Packer {
     }
   }
 
-  // Sets the scale of 16 channels of this block; returns its inverse.
+  // Sets the scale of 16 channels of this block (with the 1/255 of P); returns the inverse of the scale of V alone.
   F32 value_scale(int channel, int keys) {
     F32 largest = V::zero();
     for (int key = 0; key < keys; ++key) largest = V::max(largest, V::abs(V::load(rows_ + key * sizes_.value_width + channel)));
-    V::store(head_.value_scales + a_.block * sizes_.value_width + channel, V::mul(largest, V::set(1.0f / 127)));
+    V::store(head_.value_scales + a_.block * sizes_.value_width + channel, V::mul(largest, V::set(1.0f / (127 * 255))));
     // A constant channel is zero after centring, up to rounding: any finite inverse gives code 0 or a faithful one.
     constexpr float kSmallest = 1e-30f;
     return V::div(V::set(127), V::max(largest, V::set(kSmallest)));
