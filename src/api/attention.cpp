@@ -25,13 +25,17 @@ namespace {
 constexpr double kMostWorkspaceBytes = 1e12;
 
 clary_status check_size(const Problem& p) {
-  const double keys = static_cast<double>(p.sequences) * static_cast<double>(p.max_len_k + kBlockKeys) * static_cast<double>(p.heads_kv);
+  const double keys = static_cast<double>(p.sequences) * static_cast<double>(p.max_len_k + kBlockKeys) *
+                      static_cast<double>(p.heads_kv);
   const double rows = static_cast<double>(p.sequences) * static_cast<double>(p.heads_q);
   const double bytes = 4 * keys * static_cast<double>(p.dim_qk + p.dim_v + p.group + 4) + rows * 4096;
-  const double tokens_kv = static_cast<double>(p.len_k) * static_cast<double>(p.heads_kv * (p.dim_qk + p.dim_v + p.group + 4)) * 4;
-  const double needed = p.cu_seqlens_q == nullptr ? bytes : tokens_kv + rows * 4096 * static_cast<double>(p.dim_qk + p.dim_v);
+  const double tokens_kv =
+      static_cast<double>(p.len_k) * static_cast<double>(p.heads_kv * (p.dim_qk + p.dim_v + p.group + 4)) * 4;
+  const double needed =
+      p.cu_seqlens_q == nullptr ? bytes : tokens_kv + rows * 4096 * static_cast<double>(p.dim_qk + p.dim_v);
   if (needed > kMostWorkspaceBytes)
-    return fail(CLARY_OUT_OF_MEMORY, "k: this shape needs a workspace of about %.3g bytes, the limit is %.3g", needed, kMostWorkspaceBytes);
+    return fail(CLARY_OUT_OF_MEMORY, "k: this shape needs a workspace of about %.3g bytes, the limit is %.3g", needed,
+                kMostWorkspaceBytes);
   return CLARY_OK;
 }
 
@@ -75,7 +79,8 @@ clary_status create_plan(const Problem& problem, clary_context* context, clary_p
   make_plan(problem, *context->kernels, context->parallel.threads, measure, plan->plan);
   plan->memory_bytes = measure.used_bytes() + 64;  // an empty problem still gets memory
   plan->memory = context->allocator.take(plan->memory_bytes);
-  if (plan->memory == nullptr) return fail(CLARY_OUT_OF_MEMORY, "the allocator returned NULL for a plan of %zu bytes", plan->memory_bytes);
+  if (plan->memory == nullptr)
+    return fail(CLARY_OUT_OF_MEMORY, "the allocator returned NULL for a plan of %zu bytes", plan->memory_bytes);
   Arena arena(plan->memory);
   make_plan(problem, *context->kernels, context->parallel.threads, arena, plan->plan);
   const int64_t heads = problem.sequences * problem.heads_q;
@@ -93,8 +98,26 @@ clary_status check_pointers(const Problem& p, const Tensors& t) {
   if (t.v == nullptr && p.len_k > 0) return missing("v");
   if (t.out == nullptr) return missing("out");
   if ((t.lse != nullptr) != p.has_lse)
-    return fail(CLARY_INVALID_ARGUMENT, "lse: is %s, but the plan was made %s one", p.has_lse ? "NULL" : "given", p.has_lse ? "with" : "without");
+    return fail(CLARY_INVALID_ARGUMENT, "lse: is %s, but the plan was made %s one", p.has_lse ? "NULL" : "given",
+                p.has_lse ? "with" : "without");
   return CLARY_OK;
+}
+
+// Fills as much of a versioned struct as the caller knows; its `size` stays.
+template <class Info>
+clary_status give(const Info& full, const char* type, Info* to) {
+  if (to == nullptr || to->size <= sizeof(size_t) || to->size > sizeof full)
+    return fail(CLARY_INVALID_ARGUMENT, "info: is NULL, or its size is not sizeof(%s), here %zu", type, sizeof full);
+  const size_t size = to->size;
+  std::memcpy(to, &full, size);
+  to->size = size;
+  return CLARY_OK;
+}
+
+clary_status check_index(const char* what, int64_t i, int64_t count) {
+  if (i >= 0 && i < count) return CLARY_OK;
+  return fail(CLARY_INVALID_ARGUMENT, "%s: is %lld, allowed are 0 to %lld", what, static_cast<long long>(i),
+              static_cast<long long>(count - 1));
 }
 
 }  // namespace
@@ -110,8 +133,9 @@ void clary_attention_params_init(clary_attention_params* params) {
   params->guard_rows = 16;
 }
 
-clary_status clary_attention(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v, const clary_tensor* out,
-                             const clary_tensor* lse, const clary_attention_params* params, clary_context* context) {
+clary_status clary_attention(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
+                             const clary_tensor* out, const clary_tensor* lse, const clary_attention_params* params,
+                             clary_context* context) {
   clary::clear_error();
   clary::Problem problem;
   clary::Tensors tensors;
@@ -122,9 +146,9 @@ clary_status clary_attention(const clary_tensor* q, const clary_tensor* k, const
   return clary::attention_once(problem, tensors, *own);
 }
 
-clary_status clary_plan_create(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v, const clary_tensor* out,
-                               const clary_tensor* lse, const clary_attention_params* params, clary_context* context,
-                               clary_plan** plan) {
+clary_status clary_plan_create(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
+                               const clary_tensor* out, const clary_tensor* lse, const clary_attention_params* params,
+                               clary_context* context, clary_plan** plan) {
   clary::clear_error();
   CLARY_TRY(clary::check_context(context));
   if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
@@ -154,27 +178,19 @@ void clary_plan_destroy(clary_plan* plan) { delete plan; }
 clary_status clary_plan_get_info(const clary_plan* plan, clary_plan_info* info) {
   clary::clear_error();
   if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
-  if (info == nullptr || info->size != sizeof *info)
-    return clary::fail(CLARY_INVALID_ARGUMENT, "info: is NULL or its size is not sizeof(clary_plan_info), %zu", sizeof *info);
-  *info = clary::plan_info(plan->plan, plan->workspace_bytes);
-  return CLARY_OK;
+  return clary::give(clary::plan_info(plan->plan, plan->workspace_bytes), "clary_plan_info", info);
 }
 
 clary_status clary_plan_get_head(const clary_plan* plan, int64_t batch, int64_t head, clary_head_info* info) {
   clary::clear_error();
   if (plan == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "plan: is NULL");
-  if (info == nullptr || info->size != sizeof *info)
-    return clary::fail(CLARY_INVALID_ARGUMENT, "info: is NULL or its size is not sizeof(clary_head_info), %zu", sizeof *info);
   const clary::Problem& p = plan->plan.problem;
-  if (batch < 0 || batch >= p.sequences)
-    return clary::fail(CLARY_INVALID_ARGUMENT, "batch: is %lld, allowed are 0 to %lld", static_cast<long long>(batch),
-                       static_cast<long long>(p.sequences - 1));
-  if (head < 0 || head >= p.heads_q)
-    return clary::fail(CLARY_INVALID_ARGUMENT, "head: is %lld, allowed are 0 to %lld", static_cast<long long>(head),
-                       static_cast<long long>(p.heads_q - 1));
+  CLARY_TRY(clary::check_index("batch", batch, p.sequences));
+  CLARY_TRY(clary::check_index("head", head, p.heads_q));
   const clary::HeadReport& report = plan->plan.head(batch, head);
-  *info = {sizeof *info, static_cast<clary_precision>(report.precision), report.raises, report.first_error, report.last_error};
-  return CLARY_OK;
+  const clary_head_info full = {sizeof full, static_cast<clary_precision>(report.precision), report.raises,
+                                report.first_error, report.last_error};
+  return clary::give(full, "clary_head_info", info);
 }
 
 size_t clary_plan_describe(const clary_plan* plan, char* text, size_t capacity) {

@@ -23,7 +23,8 @@ clary_status clary_context::reserve(size_t bytes) {
   allocator.give_back(workspace, workspace_bytes);
   workspace_bytes = 0;
   workspace = allocator.take(bytes);
-  if (workspace == nullptr) return clary::fail(CLARY_OUT_OF_MEMORY, "the allocator returned NULL for a workspace of %zu bytes", bytes);
+  if (workspace == nullptr)
+    return clary::fail(CLARY_OUT_OF_MEMORY, "the allocator returned NULL for a workspace of %zu bytes", bytes);
   workspace_bytes = bytes;
   return CLARY_OK;
 }
@@ -39,12 +40,13 @@ clary_status read_options(const clary_context_options* given, clary_context_opti
   if (given == nullptr) return CLARY_OK;
   constexpr size_t kSmallest = offsetof(clary_context_options, parallel_for);
   if (given->size < kSmallest || given->size > 4096)
-    return fail(CLARY_INVALID_ARGUMENT, "options.size: is %zu, must be sizeof(clary_context_options), here %zu", given->size,
-                sizeof options);
+    return fail(CLARY_INVALID_ARGUMENT, "options.size: is %zu, must be sizeof(clary_context_options), here %zu",
+                given->size, sizeof options);
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   for (size_t i = sizeof options; i < given->size; ++i)
     if (bytes[i] != 0)
-      return fail(CLARY_INVALID_ARGUMENT, "options: sets a field (byte %zu) that this version %s does not know", i, clary_version());
+      return fail(CLARY_INVALID_ARGUMENT, "options: sets a field (byte %zu) that this version %s does not know", i,
+                  clary_version());
   std::memcpy(&options, given, std::min(given->size, sizeof options));
   if (options.threads < 1 || options.threads > kMostThreads)
     return fail(CLARY_INVALID_ARGUMENT, "threads: is %d, allowed are 1 to %d", options.threads, kMostThreads);
@@ -63,7 +65,8 @@ clary_status make_context(const clary_context_options* given, std::unique_ptr<cl
   CLARY_TRY(choose_kernels(options.isa, &kernels));
   try {
     context = std::make_unique<clary_context>();
-    if (options.parallel_for == nullptr && options.threads > 1) context->pool = std::make_unique<ThreadPool>(options.threads);
+    if (options.parallel_for == nullptr && options.threads > 1)
+      context->pool = std::make_unique<ThreadPool>(options.threads);
   } catch (const std::exception& error) {  // no memory, or no more threads
     return fail(CLARY_OUT_OF_MEMORY, "threads: cannot start %d (%s)", options.threads, error.what());
   }
@@ -94,4 +97,6 @@ void clary_context_destroy(clary_context* context) { delete context; }
 
 const char* clary_context_isa(const clary_context* context) { return context == nullptr ? "" : context->kernels->name; }
 
-size_t clary_context_workspace_bytes(const clary_context* context) { return context == nullptr ? 0 : context->workspace_bytes; }
+size_t clary_context_workspace_bytes(const clary_context* context) {
+  return context == nullptr ? 0 : context->workspace_bytes;
+}

@@ -86,8 +86,10 @@ clary_status clary_measure_peak(const char* isa, clary_peak what, double seconds
   clary::clear_error();
   if (result == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "result: is NULL");
   if (what < CLARY_PEAK_F32 || what > CLARY_PEAK_READ)
-    return clary::fail(CLARY_INVALID_ARGUMENT, "what: is %d, allowed are CLARY_PEAK_F32 (0) to CLARY_PEAK_READ (3)", static_cast<int>(what));
-  if (!(seconds > 0 && seconds <= 60)) return clary::fail(CLARY_INVALID_ARGUMENT, "seconds: is %g, allowed are more than 0 to 60", seconds);
+    return clary::fail(CLARY_INVALID_ARGUMENT, "what: is %d, allowed are CLARY_PEAK_F32 (0) to CLARY_PEAK_READ (3)",
+                       static_cast<int>(what));
+  if (!(seconds > 0 && seconds <= 60))
+    return clary::fail(CLARY_INVALID_ARGUMENT, "seconds: is %g, allowed are more than 0 to 60", seconds);
   const clary::KernelTable* kernels = nullptr;
   CLARY_TRY(clary::choose_kernels(isa, &kernels));
   if (what == CLARY_PEAK_READ) return measure_read(*kernels, seconds, result);

@@ -44,8 +44,8 @@ CpuFeatures detect() {
   const bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xe6) == 0xe6, tiles = (saved & 0x60000) == 0x60000;
   f.avx2 = ymm && bit(seven.b, 5) && bit(one.c, 12) && bit(one.c, 29);
   f.avxvnni = f.avx2 && bit(seven1.a, 4);
-  f.avx512vnni = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) &&
-                 bit(seven.c, 11);
+  f.avx512vnni =
+      f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
   f.avx512bf16 = f.avx512vnni && bit(seven1.a, 5);
   f.amx = f.avx512bf16 && tiles && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) && request_tiles();
   return f;

@@ -58,10 +58,13 @@ struct Parallel {
       int64_t count;
       std::atomic<int64_t> next{0};
     } loop{body, count};
-    run(static_cast<size_t>(tasks), [](void* arg, size_t slot) {
-      auto& l = *static_cast<Loop*>(arg);
-      for (int64_t i = l.next++; i < l.count; i = l.next++) l.body(i, static_cast<int>(slot));
-    }, &loop);
+    run(
+        static_cast<size_t>(tasks),
+        [](void* arg, size_t slot) {
+          auto& l = *static_cast<Loop*>(arg);
+          for (int64_t i = l.next++; i < l.count; i = l.next++) l.body(i, static_cast<int>(slot));
+        },
+        &loop);
   }
 
  private:

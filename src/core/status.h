@@ -12,10 +12,10 @@ void clear_error();
 const char* last_error();
 
 // Returns from the enclosing function when `expression` is not CLARY_OK.
-#define CLARY_TRY(expression)                                           \
-  do {                                                                  \
-    const clary_status status_of_try = (expression);                    \
-    if (status_of_try != CLARY_OK) return status_of_try;                \
+#define CLARY_TRY(expression)                            \
+  do {                                                   \
+    const clary_status status_of_try = (expression);     \
+    if (status_of_try != CLARY_OK) return status_of_try; \
   } while (false)
 
 }  // namespace clary

@@ -38,13 +38,13 @@ constexpr Entry kEntries[] = {
     {&kAmxEmulatedKernels, [](const CpuFeatures&) { return true; }},
 };
 
-clary_status unknown(const char* name) {
+clary_status unknown(const char* source, const char* name) {
   char known[256] = "";
   for (int i = 0; i < instruction_set_count(); ++i) {
     const size_t used = std::strlen(known);
     std::snprintf(known + used, sizeof known - used, "%s%s", i == 0 ? "" : ", ", instruction_set(i).name);
   }
-  return fail(CLARY_INVALID_ARGUMENT, "isa: \"%s\" is not known; this binary has %s", name, known);
+  return fail(CLARY_INVALID_ARGUMENT, "%s: \"%s\" is not known; this binary has %s", source, name, known);
 }
 
 }  // namespace
@@ -56,6 +56,7 @@ InstructionSet instruction_set(int i) {
 }
 
 clary_status choose_kernels(const char* name, const KernelTable** kernels) {
+  const char* source = name != nullptr ? "isa" : "CLARY_ISA";
   if (name == nullptr) name = std::getenv("CLARY_ISA");
   for (int i = 0; i < instruction_set_count(); ++i) {
     const InstructionSet set = instruction_set(i);
@@ -65,9 +66,10 @@ clary_status choose_kernels(const char* name, const KernelTable** kernels) {
       return CLARY_OK;
     }
     if (name != nullptr)
-      return fail(CLARY_UNSUPPORTED, "isa: \"%s\" needs instructions that this CPU (%s) does not have", name, cpu_name());
+      return fail(CLARY_UNSUPPORTED, "%s: \"%s\" needs instructions that this CPU (%s) does not have", source, name,
+                  cpu_name());
   }
-  return unknown(name);
+  return unknown(source, name);
 }
 
 }  // namespace clary

@@ -38,12 +38,15 @@ class Accumulate {
     const auto* v = reinterpret_cast<const uint32_t*>(a_.head->values + u.block * block_bytes) +
                     int64_t{channel} * (kBlockKeys / kPerStep) + int64_t{first_step} * N * 16;
     constexpr int64_t kStride = kBlockKeys / kPerStep;
-    const auto* p = (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) + first_step;
+    const auto* p =
+        (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) +
+        first_step;
     for (int row = 0; row < u.rows; row += Pv::kRows) {
-      Pv::template run<N>(p + row * kStride, kStride, v, steps, s_.raw,
-                          [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
-                            add<N>(u, row + r, channel, acc);
-                          });
+      Pv::template run<N>(
+          p + row * kStride, kStride, v, steps,
+          s_.raw, [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
+            add<N>(u, row + r, channel, acc);
+          });
     }
   }
 

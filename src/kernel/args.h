@@ -36,13 +36,13 @@ struct PackedSizes {
 
 // One key-value head of one sequence, packed. All arrays are indexed from the head's first block.
 struct PackedHead {
-  std::byte* keys = nullptr;     // [blocks][panel][step][4 vectors][16 keys] of 4 bytes
-  std::byte* values = nullptr;   // [blocks][64-channel group][key step][<= 4 vectors][16 channels] of 4 bytes
-  float* key_scales = nullptr;   // [blocks][256], in the order of the packed keys
-  float* key_zeros = nullptr;    // [blocks][256]
-  float* value_scales = nullptr; // [blocks][value_width]
-  float* value_mean = nullptr;   // [value_width]
-  float* key_mean = nullptr;     // [dim_qk to whole vectors]
+  std::byte* keys = nullptr;      // [blocks][panel][step][4 vectors][16 keys] of 4 bytes
+  std::byte* values = nullptr;    // [blocks][64-channel group][key step][<= 4 vectors][16 channels] of 4 bytes
+  float* key_scales = nullptr;    // [blocks][256], in the order of the packed keys
+  float* key_zeros = nullptr;     // [blocks][256]
+  float* value_scales = nullptr;  // [blocks][value_width]
+  float* value_mean = nullptr;    // [value_width]
+  float* key_mean = nullptr;      // [dim_qk to whole vectors]
   // Added to the scores, per key: what smoothing Q took away, -inf for keys that exist only as padding or that the mask
   // hides from every row. One array per query head of the group, or one for all (stride 0). [..][blocks][256]
   float* key_bias = nullptr;
@@ -51,9 +51,9 @@ struct PackedHead {
   int64_t block_live_stride = 0;
   const float* query_mean = nullptr;  // per query head of the group; nullptr: queries are not smoothed
   int64_t query_mean_stride = 0;
-  float* block_norm = nullptr;          // [blocks]: largest Euclidean norm of a smoothed key
-  uint8_t* nonfinite = nullptr;         // [blocks][256]: key or value with NaN or infinity (stored as 0)
-  uint8_t* block_nonfinite = nullptr;   // [blocks]
+  float* block_norm = nullptr;         // [blocks]: largest Euclidean norm of a smoothed key
+  uint8_t* nonfinite = nullptr;        // [blocks][256]: key or value with NaN or infinity (stored as 0)
+  uint8_t* block_nonfinite = nullptr;  // [blocks]
 };
 
 // Pack one block of one head.
@@ -64,8 +64,8 @@ struct PackArgs {
   int64_t sequence_index = 0, head_kv = 0, block = 0;
   const PackedSizes* sizes = nullptr;
   const PackedHead* head = nullptr;
-  bool fold_mask = false;  // the mask does not depend on the query: it becomes part of key_bias
-  void* scratch = nullptr; // pack_scratch_bytes()
+  bool fold_mask = false;   // the mask does not depend on the query: it becomes part of key_bias
+  void* scratch = nullptr;  // pack_scratch_bytes()
 };
 
 // Mean of a sample of rows of one head.

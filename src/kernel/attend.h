@@ -58,8 +58,8 @@ class Attend {
     Unit u;
     u.first_row = row, u.block = block;
     u.real_rows = a_.count - row < kUnitRows ? a_.count - row : kUnitRows;
-    constexpr int kRows = Scores<V, S>::Qk::kRows > Accumulate<V, S>::Pv::kRows ? Scores<V, S>::Qk::kRows
-                                                                                : Accumulate<V, S>::Pv::kRows;
+    constexpr int kRows =
+        Scores<V, S>::Qk::kRows > Accumulate<V, S>::Pv::kRows ? Scores<V, S>::Qk::kRows : Accumulate<V, S>::Pv::kRows;
     u.rows = static_cast<int>(round_up(u.real_rows, kRows));
     return u;
   }
@@ -154,7 +154,8 @@ class Attend {
     const KeyRange range = s_.range[r];
     const int64_t first = block * kBlockKeys;
     for (int64_t j = first < range.begin ? range.begin : first; j < first + kBlockKeys && j < range.end; ++j)
-      if (a_.head->nonfinite[j] != 0 && a_.problem->mask_shows(a_.sequence_index, a_.rows[r].head, a_.rows[r].query, j)) return true;
+      if (a_.head->nonfinite[j] != 0 && a_.problem->mask_shows(a_.sequence_index, a_.rows[r].head, a_.rows[r].query, j))
+        return true;
     return false;
   }
 

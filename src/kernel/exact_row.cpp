@@ -13,7 +13,12 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 class ExactRow {
  public:
   ExactRow(const Problem& p, const Tensors& t, const Sequence& sequence, int64_t sequence_index, const Row& row)
-      : p_(p), t_(t), sequence_(sequence), index_(sequence_index), row_(row), keys_(p.visible_keys(sequence, row.query)) {
+      : p_(p),
+        t_(t),
+        sequence_(sequence),
+        index_(sequence_index),
+        row_(row),
+        keys_(p.visible_keys(sequence, row.query)) {
     offset_ = p.offset(sequence);
     slope_ = p.alibi_slope(index_, row.head);
     const int64_t kv = row.head / p.group;

@@ -14,25 +14,25 @@ struct ItemState {
   // Queries, [rows][key_steps] of 4 bytes.
   uint32_t* q = nullptr;
   int64_t q_stride = 0;
-  float* q_scale = nullptr;      // product -> units of 1/kUnitsPerOctave octave
-  int32_t* q_init = nullptr;     // -128 * sum of codes: undoes the +128 on K
-  float* q_sum = nullptr;        // sum of codes, for the zero points of INT4
-  float* constant = nullptr;     // scale * q . key_mean in units: what smoothing K took from every score of the row
-  float* reach = nullptr;        // (|q - mean| + |mean|) in units per unit of key norm: bounds the scores
+  float* q_scale = nullptr;   // product -> units of 1/kUnitsPerOctave octave
+  int32_t* q_init = nullptr;  // -128 * sum of codes: undoes the +128 on K
+  float* q_sum = nullptr;     // sum of codes, for the zero points of INT4
+  float* constant = nullptr;  // scale * q . key_mean in units: what smoothing K took from every score of the row
+  float* reach = nullptr;     // (|q - mean| + |mean|) in units per unit of key norm: bounds the scores
   const float** key_bias = nullptr;
-  KeyRange* range = nullptr;     // keys visible by causality, window and length
-  float* slope = nullptr;        // ALiBi, in units
+  KeyRange* range = nullptr;  // keys visible by causality, window and length
+  float* slope = nullptr;     // ALiBi, in units
   // Running softmax. m in octaves for f32 softmax, in 1/64 octave (int32) for fixed point.
-  float* o = nullptr;            // [rows][value_width]
-  float* l = nullptr;            // [rows][16], summed over lanes at the end
+  float* o = nullptr;  // [rows][value_width]
+  float* l = nullptr;  // [rows][16], summed over lanes at the end
   float* m = nullptr;
-  uint8_t* exact = nullptr;      // rows that exact_row() has to compute
+  uint8_t* exact = nullptr;  // rows that exact_row() has to compute
   // One unit.
-  int16_t* s16 = nullptr;        // [16][256], packed order; fixed point
-  float* s = nullptr;            // [16][256], natural order
-  uint8_t* p = nullptr;          // [16][256] of u8 or bf16
-  int32_t* raw = nullptr;        // [16][64] products on their way to the epilogue
-  float* alpha = nullptr;        // [16] rescale O, and (fixed point) beta: scale of this block
+  int16_t* s16 = nullptr;  // [16][256], packed order; fixed point
+  float* s = nullptr;      // [16][256], natural order
+  uint8_t* p = nullptr;    // [16][256] of u8 or bf16
+  int32_t* raw = nullptr;  // [16][64] products on their way to the epilogue
+  float* alpha = nullptr;  // [16] rescale O, and (fixed point) beta: scale of this block
   float* beta = nullptr;
   int32_t* top = nullptr;        // [16] block maxima, fixed point
   uint32_t* unpacked = nullptr;  // one block of INT4 keys as bytes

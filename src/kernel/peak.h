@@ -54,17 +54,20 @@ double peak_work(clary_peak what, int64_t rounds) {
   const F32 one = V::set(1), tiny = V::set(1e-8f);
   switch (what) {
     case CLARY_PEAK_INT8:
-      return peak_chains<V, I32>(rounds, 128, [&](I32 acc, bool first) __attribute__((always_inline)) {
-        return first ? ones : V::dot4(acc, ones, ones);
-      });
+      return peak_chains<V, I32>(
+          rounds, 128, [&](I32 acc, bool first) __attribute__((always_inline)) {
+            return first ? ones : V::dot4(acc, ones, ones);
+          });
     case CLARY_PEAK_BF16:
-      return peak_chains<V, F32>(rounds, 64, [&](F32 acc, bool first) __attribute__((always_inline)) {
-        return first ? one : V::dot2(acc, ones, ones);
-      });
+      return peak_chains<V, F32>(
+          rounds, 64, [&](F32 acc, bool first) __attribute__((always_inline)) {
+            return first ? one : V::dot2(acc, ones, ones);
+          });
     default:
-      return peak_chains<V, F32>(rounds, 32, [&](F32 acc, bool first) __attribute__((always_inline)) {
-        return first ? one : V::mul_add(acc, one, tiny);
-      });
+      return peak_chains<V, F32>(
+          rounds, 32, [&](F32 acc, bool first) __attribute__((always_inline)) {
+            return first ? one : V::mul_add(acc, one, tiny);
+          });
   }
 }
 

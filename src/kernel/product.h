@@ -30,8 +30,8 @@ struct Product {
 
   // kRows rows x N vectors; then emit(row, acc[N]) per row. `raw` is memory for kRows x N vectors.
   template <int N, class Emit>
-  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, int32_t* raw,
-                                         Emit&& emit) {
+  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
+                                         int32_t* raw, Emit&& emit) {
     if constexpr (kOnTiles) {
       run_tiles<N>(a, a_stride, b, steps, raw);
       for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
@@ -86,8 +86,8 @@ struct Product {
   }
 
   template <int N>
-  [[gnu::always_inline]] static void multiply(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride, const uint32_t* b,
-                                              int b_vectors, int steps) {
+  [[gnu::always_inline]] static void multiply(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride,
+                                              const uint32_t* b, int b_vectors, int steps) {
     unroll<kRows>([&](auto r) __attribute__((always_inline)) {
       unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = from_bits(V::set_i32(0)); });
     });

@@ -59,7 +59,8 @@ class Rules {
   }
   // Keys of the unit's panels that exist.
   int existing_keys(const Unit& u) const {
-    const int64_t left = a_.sequence.len_k - first_key(u, u.panel_begin), most = (u.panel_end - u.panel_begin) * kPanelKeys;
+    const int64_t left = a_.sequence.len_k - first_key(u, u.panel_begin),
+                  most = (u.panel_end - u.panel_begin) * kPanelKeys;
     return static_cast<int>(left < most ? left : most);
   }
   // Element index of the mask at the unit's first visible key.
@@ -95,8 +96,10 @@ class Rules {
     I32 bits = V::set_i32(0);
     for (; i + per_vector <= count; i += per_vector)
       bits = V::or_i32(bits, V::load_i32(data + i * size_bytes(p_.mask.dtype)));
-    if (i > 0 && V::reduce_max_i32(bits) == 0 && V::reduce_max_i32(V::template shift_right<16>(bits)) == 0) any_shown = true;
-    else i = 0;
+    if (i > 0 && V::reduce_max_i32(bits) == 0 && V::reduce_max_i32(V::template shift_right<16>(bits)) == 0)
+      any_shown = true;
+    else
+      i = 0;
     for (; i < count && !(any_hidden && any_shown); ++i) {
       const double x = element(p_.mask.data, p_.mask.dtype, first + i);
       if (x != 0) any_hidden = true;
@@ -123,7 +126,8 @@ class Rules {
   void apply_alibi(const Unit& u, int r) const {
     const F32 slope = V::set(-s_.slope[u.first_row + r]);
     // Distances are taken from the first key of the unit: exact in f32 up to 2^24.
-    const F32 aligned = V::set(static_cast<float>(a_.rows[u.first_row + r].query + offset_ - first_key(u, u.panel_begin)));
+    const F32 aligned =
+        V::set(static_cast<float>(a_.rows[u.first_row + r].query + offset_ - first_key(u, u.panel_begin)));
     for_each_vector(u, r, [&](int i, F32 s) {
       const F32 j = V::add(iota_, V::set(static_cast<float>(i)));
       return V::mul_add(slope, V::abs(V::sub(aligned, j)), s);
@@ -181,7 +185,8 @@ class Rules {
     const int64_t first = first_key(u, u.panel_begin), count = (u.panel_end - u.panel_begin) * kPanelKeys;
     if (range.begin <= first && range.end >= first + count) return;
     const auto clamp = [&](int64_t x) { return static_cast<float>(x < 0 ? 0 : x > count ? count : x); };
-    const F32 begin = V::set(clamp(range.begin - first)), end = V::set(clamp(range.end - first)), hidden = V::set(kHidden);
+    const F32 begin = V::set(clamp(range.begin - first)), end = V::set(clamp(range.end - first)),
+              hidden = V::set(kHidden);
     for_each_vector(u, r, [&](int i, F32 s) {
       const F32 j = V::add(iota_, V::set(static_cast<float>(i)));
       return V::select_less(j, begin, hidden, V::select_less(j, end, s, hidden));

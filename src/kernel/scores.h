@@ -43,26 +43,29 @@ class Scores {
 
   // Into s16, saturating: for units whose every score is visible and within +-512 octaves.
   void fixed(const Unit& u) {
-    each_row(u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-      int16_t* to = s_.s16 + row * kBlockKeys + panel * kPanelKeys;
-      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
-    });
+    each_row(
+        u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+          int16_t* to = s_.s16 + row * kBlockKeys + panel * kPanelKeys;
+          V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+          V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+        });
   }
 
   // Into s, in the order of the keys.
   void natural(const Unit& u) {
-    each_row(u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-      if constexpr (S::kFixedPoint) V::transpose_quarters(x);
-      float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
-      unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
-    });
+    each_row(
+        u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+          if constexpr (S::kFixedPoint) V::transpose_quarters(x);
+          float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
+          unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
+        });
   }
 
  private:
   const uint32_t* panel_keys(const Unit& u, int panel) const {
     if constexpr (S::kQk == Element::i4) return s_.unpacked + int64_t{panel} * steps_ * kPanelKeys;
-    return reinterpret_cast<const uint32_t*>(a_.head->keys + u.block * a_.sizes->key_block_bytes) + int64_t{panel} * steps_ * kPanelKeys;
+    return reinterpret_cast<const uint32_t*>(a_.head->keys + u.block * a_.sizes->key_block_bytes) +
+           int64_t{panel} * steps_ * kPanelKeys;
   }
 
   // body(row of the unit, panel, 4 vectors of scores)
@@ -73,12 +76,13 @@ class Scores {
       const uint32_t* keys = panel_keys(u, panel);
       for (int row = 0; row < u.rows; row += Qk::kRows) {
         const int first = u.first_row + row;
-        Qk::template run<4>(s_.q + first * s_.q_stride, s_.q_stride, keys, steps_, s_.raw,
-                            [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
-                              F32 x[4];
-                              scale(first + r, at, acc, x);
-                              body(row + r, panel, x);
-                            });
+        Qk::template run<4>(
+            s_.q + first * s_.q_stride, s_.q_stride, keys, steps_,
+            s_.raw, [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
+              F32 x[4];
+              scale(first + r, at, acc, x);
+              body(row + r, panel, x);
+            });
       }
     }
   }

@@ -43,7 +43,8 @@ class Softmax {
     for (int r = 0; r < u.rows; ++r) {
       const int16_t* s = s_.s16 + r * kBlockKeys;
       I16 top = V::load_i16(s + u.panel_begin * kPanelKeys);
-      for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32) top = V::max_i16(top, V::load_i16(s + i));
+      for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32)
+        top = V::max_i16(top, V::load_i16(s + i));
       s_.top[r] = V::reduce_max_i16(top);
     }
     update_fixed(u);
@@ -80,7 +81,8 @@ class Softmax {
     V::store(s_.alpha, V::exp2(V::load(s_.alpha)));
     for (int r = 0; r < u.rows; ++r) {
       float* l = s_.l + (u.first_row + r) * 16;
-      V::store(l, V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
+      V::store(l,
+               V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
     }
   }
 

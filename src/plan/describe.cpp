@@ -19,8 +19,8 @@ struct TileCounts {
 };
 
 // One tile: rows [q0, q1) x keys [k0, k1).
-void count_tile(const Problem& p, const Sequence& s, int64_t sequence, int64_t head, int64_t q0, int64_t q1, int64_t k0, int64_t k1,
-                TileCounts& counts) {
+void count_tile(const Problem& p, const Sequence& s, int64_t sequence, int64_t head, int64_t q0, int64_t q1, int64_t k0,
+                int64_t k1, TileCounts& counts) {
   bool any_hidden = false, any_shown = false;
   for (int64_t i = q0; i < q1 && !(any_hidden && any_shown); ++i) {
     const KeyRange range = p.visible_keys(s, i);
@@ -46,7 +46,8 @@ TileCounts count_head(const Problem& p, const SequencePlan& plan, int64_t sequen
   const Sequence& s = plan.tokens;
   for (int64_t q0 = 0; q0 < s.len_q; q0 += kUnitRows)
     for (int64_t k0 = 0; k0 < s.len_k; k0 += kBlockKeys)
-      count_tile(p, s, sequence, head, q0, std::min(s.len_q, q0 + kUnitRows), k0, std::min(s.len_k, k0 + kBlockKeys), counts);
+      count_tile(p, s, sequence, head, q0, std::min(s.len_q, q0 + kUnitRows), k0, std::min(s.len_k, k0 + kBlockKeys),
+                 counts);
   return counts;
 }
 
@@ -59,15 +60,18 @@ TileCounts count_tiles(const Plan& plan) {
   const int64_t heads = heads_differ ? p.heads_q : std::min<int64_t>(p.heads_q, 1);
   for (int64_t s = 0; s < sequences; ++s)
     for (int64_t h = 0; h < heads; ++h)
-      counts.add(count_head(p, plan.sequences[s], s, h), (sequences_differ ? 1 : p.sequences) * (heads_differ ? 1 : p.heads_q));
+      counts.add(count_head(p, plan.sequences[s], s, h),
+                 (sequences_differ ? 1 : p.sequences) * (heads_differ ? 1 : p.heads_q));
   return counts;
 }
 
 double bytes_of_inputs(const Problem& p) {
   const double batch = p.cu_seqlens_q == nullptr ? static_cast<double>(p.sequences) : 1;
-  const double queries = batch * static_cast<double>(p.heads_q * p.len_q), keys = batch * static_cast<double>(p.heads_kv * p.len_k);
+  const double queries = batch * static_cast<double>(p.heads_q * p.len_q),
+               keys = batch * static_cast<double>(p.heads_kv * p.len_k);
   const double lse = p.has_lse ? 4 * queries : 0;
-  return size_bytes(p.dtype) * (queries * static_cast<double>(p.dim_qk) + keys * static_cast<double>(p.dim_qk + p.dim_v)) +
+  return size_bytes(p.dtype) *
+             (queries * static_cast<double>(p.dim_qk) + keys * static_cast<double>(p.dim_qk + p.dim_v)) +
          size_bytes(p.out_dtype) * queries * static_cast<double>(p.dim_v) + lse;
 }
 
@@ -112,15 +116,21 @@ void describe_work(const Plan& plan, const clary_plan_info& info, Text& text) {
   text.add("tiles:     %lld full, %lld partial, %lld skipped (%.1f %% computed; a tile is %d queries x %d keys)\n",
            static_cast<long long>(info.tiles_full), static_cast<long long>(info.tiles_partial),
            static_cast<long long>(info.tiles_skipped), total > 0 ? 100 * done / total : 0.0, kUnitRows, kBlockKeys);
-  text.add("work:      %.4g GFLOP in %lld items of up to %lld rows", info.flops * 1e-9, static_cast<long long>(plan.items),
+  text.add("work:      %.4g GFLOP in %lld items of up to %lld rows", info.flops * 1e-9,
+           static_cast<long long>(plan.items),
            static_cast<long long>(std::min<int64_t>(plan.rows_per_tile(), kItemRows)));
-  if (plan.item_heads > 1) text.add(" (%lld heads share each read of K and V)", static_cast<long long>(plan.item_heads));
+  if (plan.item_heads > 1)
+    text.add(" (%lld heads share each read of K and V)", static_cast<long long>(plan.item_heads));
   if (plan.most_parts > 1) text.add(", keys cut into %lld parts", static_cast<long long>(plan.most_parts));
-  text.add("\nbytes:     %.4g MB moved, at least %.4g MB by the inputs and outputs alone\n", info.bytes_moved * 1e-6, info.bytes_lower_bound * 1e-6);
+  text.add("\nbytes:     %.4g MB moved, at least %.4g MB by the inputs and outputs alone\n", info.bytes_moved * 1e-6,
+           info.bytes_lower_bound * 1e-6);
   text.add("memory:    %.4g MB of workspace\n", info.workspace_bytes * 1e-6);
-  if (plan.smooths_queries(plan.start)) text.add("smoothing: K, V and Q\n");
-  else if (plan.start != Precision::exact && plan.start != Precision::bf16) text.add("smoothing: K and V (too few queries to smooth Q)\n");
-  if (plan.folds_mask()) text.add("mask:      the same for every query: folded into the key bias, costs nothing per score\n");
+  if (plan.smooths_queries(plan.start))
+    text.add("smoothing: K, V and Q\n");
+  else if (plan.start != Precision::exact && plan.start != Precision::bf16)
+    text.add("smoothing: K and V (too few queries to smooth Q)\n");
+  if (plan.folds_mask())
+    text.add("mask:      the same for every query: folded into the key bias, costs nothing per score\n");
 }
 
 void describe_heads(const Plan& plan, Text& text) {
@@ -143,8 +153,9 @@ void describe_heads(const Plan& plan, Text& text) {
   for (int64_t i = 0; i < p.sequences * p.heads_q; ++i) {
     const HeadReport& h = plan.heads[i];
     if (h.raises == 0) continue;
-    text.add("           batch %lld head %lld: %s -> %s, was off by %.3g, now by %.3g\n", static_cast<long long>(i / p.heads_q),
-             static_cast<long long>(i % p.heads_q), name(plan.start), name(h.precision), h.first_error, h.last_error);
+    text.add("           batch %lld head %lld: %s -> %s, was off by %.3g, now by %.3g\n",
+             static_cast<long long>(i / p.heads_q), static_cast<long long>(i % p.heads_q), name(plan.start),
+             name(h.precision), h.first_error, h.last_error);
   }
 }
 

@@ -116,7 +116,8 @@ void make_plan(const Problem& problem, const KernelTable& kernels, int threads, 
 Item item_at(const Plan& plan, int64_t index) {
   const SequencePlan* const begin = plan.sequences;
   const SequencePlan* const end = begin + plan.problem.sequences;
-  const SequencePlan* s = std::upper_bound(begin, end, index, [](int64_t i, const SequencePlan& x) { return i < x.first_item; }) - 1;
+  const SequencePlan* s =
+      std::upper_bound(begin, end, index, [](int64_t i, const SequencePlan& x) { return i < x.first_item; }) - 1;
   const int64_t head_tiles = plan.problem.group / plan.item_heads;
   const int64_t query_tiles = (s->tokens.len_q + plan.item_queries - 1) / plan.item_queries;
   int64_t rest = index - s->first_item;
@@ -138,7 +139,8 @@ BlockIndex block_at(const Plan& plan, int64_t index) {
   const SequencePlan* const begin = plan.sequences;
   const SequencePlan* const end = begin + plan.problem.sequences;
   const SequencePlan* s =
-      std::upper_bound(begin, end, index, [&](int64_t i, const SequencePlan& x) { return i < x.first_block * heads; }) - 1;
+      std::upper_bound(begin, end, index, [&](int64_t i, const SequencePlan& x) { return i < x.first_block * heads; }) -
+      1;
   const int64_t rest = index - s->first_block * heads;
   return {s - begin, rest / s->blocks, rest % s->blocks};
 }
@@ -150,7 +152,8 @@ int sampled_count(const Plan& plan, int64_t sequence) {
 int64_t sampled_query(const Plan& plan, int64_t sequence, int64_t head, int k, int n) {
   const int64_t length = plan.sequences[sequence].tokens.len_q;
   const int64_t begin = length * k / n, end = length * (k + 1) / n;
-  const uint64_t seed = hash(static_cast<uint64_t>(sequence * plan.problem.heads_q + head) * 64 + static_cast<uint64_t>(k));
+  const uint64_t seed =
+      hash(static_cast<uint64_t>(sequence * plan.problem.heads_q + head) * 64 + static_cast<uint64_t>(k));
   return begin + static_cast<int64_t>(seed % static_cast<uint64_t>(end - begin));
 }
 

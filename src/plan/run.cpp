@@ -34,18 +34,23 @@ class Run {
     if (precision != Precision::exact && precision != Precision::bf16) {
       const int64_t heads_q = plan_.smooths_queries(precision) ? p_.sequences * p_.heads_q : 0;
       parallel_.for_each(2 * heads_kv + heads_q, [&](int64_t i, int) {
-        if (i < heads_kv) mean_of(t_.k, p_.k, i, p_.heads_kv, p_.dim_qk, false, w_.key_mean(i));
-        else if (i < 2 * heads_kv) mean_of(t_.v, p_.v, i - heads_kv, p_.heads_kv, p_.dim_v, false, w_.value_mean(i - heads_kv));
-        else mean_of(t_.q, p_.q, i - 2 * heads_kv, p_.heads_q, p_.dim_qk, true, w_.query_mean(i - 2 * heads_kv));
+        if (i < heads_kv)
+          mean_of(t_.k, p_.k, i, p_.heads_kv, p_.dim_qk, false, w_.key_mean(i));
+        else if (i < 2 * heads_kv)
+          mean_of(t_.v, p_.v, i - heads_kv, p_.heads_kv, p_.dim_v, false, w_.value_mean(i - heads_kv));
+        else
+          mean_of(t_.q, p_.q, i - 2 * heads_kv, p_.heads_q, p_.dim_qk, true, w_.query_mean(i - 2 * heads_kv));
       });
     }
     parallel_.for_each(plan_.blocks * p_.heads_kv, [&](int64_t i, int slot) { pack(i, slot); });
   }
 
-  void mean_of(const void* data, const Strides& strides, int64_t index, int64_t heads, int64_t dim, bool queries, float* mean) {
+  void mean_of(const void* data, const Strides& strides, int64_t index, int64_t heads, int64_t dim, bool queries,
+               float* mean) {
     const Sequence& s = plan_.sequences[index / heads].tokens;
     MeanArgs args;
-    const int64_t first = s.batch * strides.batch + index % heads * strides.head + (queries ? s.q_begin : s.k_begin) * strides.row;
+    const int64_t first =
+        s.batch * strides.batch + index % heads * strides.head + (queries ? s.q_begin : s.k_begin) * strides.row;
     args.rows = static_cast<const char*>(data) + first * size_bytes(p_.dtype);
     args.dtype = p_.dtype;
     args.row_stride = strides.row;
@@ -127,7 +132,8 @@ class Run {
 
   void merge_tile(int64_t tile) {
     const SequencePlan& s = *(std::upper_bound(plan_.sequences, plan_.sequences + p_.sequences, tile,
-                                               [](int64_t i, const SequencePlan& x) { return i < x.first_tile; }) - 1);
+                                               [](int64_t i, const SequencePlan& x) { return i < x.first_tile; }) -
+                              1);
     if (s.parts <= 1) return;
     const Item item = item_at(plan_, s.first_item + (tile - s.first_tile) * s.parts);
     Row rows[kItemRows];
@@ -156,7 +162,8 @@ class Run {
     const Sequence& s = plan_.sequences[sequence].tokens;
     const int64_t token = s.q_begin + query;
     Row row{head, query, nullptr, nullptr};
-    row.out = static_cast<char*>(t_.out) + (s.batch * p_.out.batch + head * p_.out.head + token * p_.out.row) * size_bytes(p_.out_dtype);
+    row.out = static_cast<char*>(t_.out) +
+              (s.batch * p_.out.batch + head * p_.out.head + token * p_.out.row) * size_bytes(p_.out_dtype);
     if (t_.lse != nullptr) row.lse = t_.lse + s.batch * p_.lse.batch + head * p_.lse.head + token * p_.lse.row;
     return row;
   }

@@ -18,7 +18,8 @@ void include(const Plan& plan, Precision precision, Needs& needs) {
   needs.value_width = sizes.value_width;
   needs.biases = std::max(needs.biases, plan.biases(precision));
   needs.key_scales |= sizes.key_scales, needs.key_zeros |= sizes.key_zeros, needs.value_scales |= sizes.value_scales;
-  const size_t scratch = std::max(plan.kernels->attend_scratch_bytes(sizes, dim_qk), plan.kernels->pack_scratch_bytes(dim_qk, dim_v));
+  const size_t scratch =
+      std::max(plan.kernels->attend_scratch_bytes(sizes, dim_qk), plan.kernels->pack_scratch_bytes(dim_qk, dim_v));
   needs.scratch_bytes = std::max(needs.scratch_bytes, static_cast<int64_t>(scratch));
 }
 
@@ -31,7 +32,8 @@ Workspace::Workspace(const Plan& plan, int threads, Arena& arena) {
   if (plan.budget > 0)
     for (Precision x = plan.start; x != Precision::exact; x = raised(x)) include(plan, raised(x), needs);
   width_qk_ = round_up(p.dim_qk, 16), width_v_ = needs.value_width;
-  const int64_t blocks = plan.blocks * p.heads_kv, heads_kv = p.sequences * p.heads_kv, heads_q = p.sequences * p.heads_q;
+  const int64_t blocks = plan.blocks * p.heads_kv, heads_kv = p.sequences * p.heads_kv,
+                heads_q = p.sequences * p.heads_q;
   keys_ = arena.take<std::byte>(blocks * needs.key_block_bytes);
   values_ = arena.take<std::byte>(blocks * needs.value_block_bytes);
   if (needs.key_scales) key_scales_ = arena.take<float>(blocks * kBlockKeys);

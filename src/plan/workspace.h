@@ -11,17 +11,22 @@ class Workspace {
   Workspace(const Plan& plan, int threads, Arena& arena);
 
   // Views for one precision; the memory of packed heads is shared by all precisions of a run, one after the other.
-  PackedHead head(const Plan& plan, Precision precision, const PackedSizes& sizes, int64_t sequence, int64_t head_kv) const;
+  PackedHead head(const Plan& plan, Precision precision, const PackedSizes& sizes, int64_t sequence,
+                  int64_t head_kv) const;
 
   float* key_mean(int64_t head) const { return key_means_ + head * width_qk_; }
   float* value_mean(int64_t head) const { return value_means_ + head * width_v_; }
   float* query_mean(int64_t head) const { return query_means_ + head * width_qk_; }
-  PartialRow* partial(const Plan& plan, int64_t tile) const { return partials_ + tile * plan.most_parts * plan.rows_per_tile(); }
+  PartialRow* partial(const Plan& plan, int64_t tile) const {
+    return partials_ + tile * plan.most_parts * plan.rows_per_tile();
+  }
   float* partial_out(const Plan& plan, int64_t tile) const {
     return partial_outs_ + tile * plan.most_parts * plan.rows_per_tile() * width_v_;
   }
   // [guard_rows][dim_v] of one query head.
-  float* sample(const Plan& plan, int64_t head) const { return samples_ + head * plan.problem.guard_rows * plan.problem.dim_v; }
+  float* sample(const Plan& plan, int64_t head) const {
+    return samples_ + head * plan.problem.guard_rows * plan.problem.dim_v;
+  }
   void* scratch(int slot) const { return scratch_ + slot * scratch_bytes_; }
 
  private:

@@ -13,20 +13,25 @@ namespace {
 // Lengths and counts beyond this cannot be tensors in memory; the bound keeps every product below in 64 bits.
 constexpr int64_t kMaxLength = int64_t{1} << 31, kMaxCount = int64_t{1} << 24, kMaxRows = int64_t{1} << 40;
 constexpr int64_t kMaxHeadDim = 1024;
-// Offsets and windows beyond every length mean the same as the length.
-constexpr int64_t kFarAway = int64_t{1} << 40;
+// Offsets stop here, and windows from here on are open: sums of a row, an offset and a window stay within 64 bits.
+constexpr int64_t kFarAway = int64_t{1} << 61;
 
 #define CLARY_REJECT(...) return fail(CLARY_INVALID_ARGUMENT, __VA_ARGS__)
 
 clary_status element_type(const char* what, const clary_tensor& t, DType& type) {
   if (t.dtype_lanes != 1) CLARY_REJECT("%s: dtype_lanes is %d, must be 1", what, t.dtype_lanes);
-  if (t.dtype_code == 2 && t.dtype_bits == 32) type = DType::f32;
-  else if (t.dtype_code == 2 && t.dtype_bits == 16) type = DType::f16;
-  else if (t.dtype_code == 4 && t.dtype_bits == 16) type = DType::bf16;
-  else if ((t.dtype_code == 6 || t.dtype_code == 1) && t.dtype_bits == 8) type = DType::boolean;
+  if (t.dtype_code == 2 && t.dtype_bits == 32)
+    type = DType::f32;
+  else if (t.dtype_code == 2 && t.dtype_bits == 16)
+    type = DType::f16;
+  else if (t.dtype_code == 4 && t.dtype_bits == 16)
+    type = DType::bf16;
+  else if ((t.dtype_code == 6 || t.dtype_code == 1) && t.dtype_bits == 8)
+    type = DType::boolean;
   else
-    CLARY_REJECT("%s: dtype (code %d, %d bits) is not served; allowed are f32, f16 and bf16 (masks: also bool)", what,
-                 t.dtype_code, t.dtype_bits);
+    return fail(CLARY_UNSUPPORTED,
+                "%s: dtype (code %d, %d bits) is not served; allowed are f32, f16 and bf16 (masks: also bool)", what,
+                t.dtype_code, t.dtype_bits);
   return CLARY_OK;
 }
 
@@ -36,6 +41,7 @@ struct View {
   int64_t shape[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};  // right-aligned
   DType type = DType::f32;
   char* data = nullptr;
+  bool empty = false;
   bool data_later = false;  // a plan learns the pointers of q, k, v, out and lse when it runs
 };
 
@@ -63,12 +69,14 @@ clary_status read_view(const char* what, const clary_tensor* t, int min_ndim, in
     view.strides[at] = size == 1 ? 0 : stride;
     dense *= std::max<int64_t>(size, 1);
   }
+  view.empty = count == 0;
   if (t->ndim > 0 && view.shape[3] > 1 && view.strides[3] != 1)
     CLARY_REJECT("%s: stride of the last dimension is %" PRId64 ", must be 1", what, view.strides[3]);
   if (t->data == nullptr && count > 0 && !view.data_later)
     CLARY_REJECT("%s: data is NULL but the shape is not empty", what);
   view.data = static_cast<char*>(t->data) + (t->data == nullptr ? 0 : t->byte_offset);
-  if (view.type != DType::boolean && reinterpret_cast<uintptr_t>(view.data) % static_cast<unsigned>(size_bytes(view.type)) != 0)
+  if (view.type != DType::boolean &&
+      reinterpret_cast<uintptr_t>(view.data) % static_cast<unsigned>(size_bytes(view.type)) != 0)
     CLARY_REJECT("%s: data is not aligned to its elements of %d bytes", what, size_bytes(view.type));
   return CLARY_OK;
 }
@@ -88,7 +96,8 @@ clary_status check_enums(const clary_attention_params& p) {
   if (p.precision < CLARY_EXACT || p.precision > CLARY_AUTO)
     CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_AUTO (5)", static_cast<int>(p.precision));
   if (p.causal < CLARY_NOT_CAUSAL || p.causal > CLARY_CAUSAL_OFFSET)
-    CLARY_REJECT("causal: is %d, allowed are CLARY_NOT_CAUSAL (0) to CLARY_CAUSAL_OFFSET (3)", static_cast<int>(p.causal));
+    CLARY_REJECT("causal: is %d, allowed are CLARY_NOT_CAUSAL (0) to CLARY_CAUSAL_OFFSET (3)",
+                 static_cast<int>(p.causal));
   return CLARY_OK;
 }
 
@@ -103,13 +112,13 @@ clary_status check_scalars(const clary_attention_params& p, Problem& problem) {
     CLARY_REJECT("guard: is %g, must be a finite number > 0 (NaN = none)", p.guard);
   if (p.guard_rows < 1 || p.guard_rows > 64) CLARY_REJECT("guard_rows: is %d, allowed are 1 to 64", p.guard_rows);
   problem.precision = p.precision;
-  problem.softmax_scale = static_cast<float>(std::isnan(p.softmax_scale) ? 1.0 / std::sqrt(static_cast<double>(problem.dim_qk))
-                                                                         : p.softmax_scale);
+  problem.softmax_scale = static_cast<float>(
+      std::isnan(p.softmax_scale) ? 1.0 / std::sqrt(static_cast<double>(problem.dim_qk)) : p.softmax_scale);
   problem.softcap = static_cast<float>(p.softcap);
   problem.causal = p.causal;
   problem.causal_offset = std::clamp(p.causal_offset, -kFarAway, kFarAway);
-  problem.window_left = std::min(p.window_left, kFarAway);
-  problem.window_right = std::min(p.window_right, kFarAway);
+  problem.window_left = p.window_left < kFarAway ? p.window_left : -1;
+  problem.window_right = p.window_right < kFarAway ? p.window_right : -1;
   problem.guard = std::isnan(p.guard) ? 0 : p.guard;
   problem.guard_rows = p.guard_rows;
   return CLARY_OK;
@@ -132,7 +141,8 @@ clary_status check_varlen(const clary_attention_params& p, int64_t batch, Proble
   problem.sequences = batch;
   problem.max_len_q = problem.len_q, problem.max_len_k = problem.len_k;
   if (p.cu_seqlens_q == nullptr && p.cu_seqlens_k == nullptr) {
-    if (p.num_sequences != 0) CLARY_REJECT("num_sequences: is %" PRId64 " without cu_seqlens, must be 0", p.num_sequences);
+    if (p.num_sequences != 0)
+      CLARY_REJECT("num_sequences: is %" PRId64 " without cu_seqlens, must be 0", p.num_sequences);
     return CLARY_OK;
   }
   if (p.cu_seqlens_q == nullptr || p.cu_seqlens_k == nullptr)
@@ -165,20 +175,26 @@ clary_status check_mask(const clary_tensor* t, Problem& problem) {
       CLARY_REJECT("mask: dimension %s is %" PRId64 ", allowed are 1 and %" PRId64, kDims[d], view.shape[d], full[d]);
     if (full[d] == 1 && !longer) view.strides[d] = 0;
   }
-  problem.mask = {view.type == DType::boolean ? Mask::Kind::boolean : Mask::Kind::additive, view.type, view.data,
-                  view.strides[0], view.strides[1], view.strides[2], view.strides[3]};
+  problem.mask = {view.type == DType::boolean ? Mask::Kind::boolean : Mask::Kind::additive,
+                  view.type,
+                  view.data,
+                  view.strides[0],
+                  view.strides[1],
+                  view.strides[2],
+                  view.strides[3]};
   return CLARY_OK;
 }
 
 // alibi_slopes and sinks: f32 [Hq], the former also [B, Hq].
-clary_status check_per_head(const char* what, const clary_tensor* t, int max_ndim, const Problem& problem, const float*& data,
-                            int64_t& batch_stride, int64_t& head_stride) {
+clary_status check_per_head(const char* what, const clary_tensor* t, int max_ndim, const Problem& problem,
+                            const float*& data, int64_t& batch_stride, int64_t& head_stride) {
   if (t == nullptr) return CLARY_OK;
   View view;
   CLARY_TRY(read_view(what, t, 1, max_ndim, view));
   if (view.type != DType::f32) CLARY_REJECT("%s: is %s, must be f32", what, name(view.type));
   if (view.shape[3] != problem.heads_q)
-    CLARY_REJECT("%s: has %" PRId64 " entries per batch, must have Hq = %" PRId64, what, view.shape[3], problem.heads_q);
+    CLARY_REJECT("%s: has %" PRId64 " entries per batch, must have Hq = %" PRId64, what, view.shape[3],
+                 problem.heads_q);
   if (view.ndim == 2 && view.shape[2] != problem.sequences)
     CLARY_REJECT("%s: first dimension is %" PRId64 ", must be B = %" PRId64, what, view.shape[2], problem.sequences);
   data = reinterpret_cast<const float*>(view.data);
@@ -197,7 +213,8 @@ clary_status check_extras(const clary_attention_params& p, Problem& problem) {
 
 clary_status check_qkv_shapes(const View& q, const View& k, const View& v, Problem& problem) {
   const auto differs = [](const char* what, const char* dim, int64_t is, const char* other, int64_t must) {
-    return fail(CLARY_INVALID_ARGUMENT, "%s: %s is %" PRId64 ", must be that of %s, %" PRId64, what, dim, is, other, must);
+    return fail(CLARY_INVALID_ARGUMENT, "%s: %s is %" PRId64 ", must be that of %s, %" PRId64, what, dim, is, other,
+                must);
   };
   if (k.shape[0] != q.shape[0]) return differs("k", "batch size", k.shape[0], "q", q.shape[0]);
   if (v.shape[0] != q.shape[0]) return differs("v", "batch size", v.shape[0], "q", q.shape[0]);
@@ -210,7 +227,8 @@ clary_status check_qkv_shapes(const View& q, const View& k, const View& v, Probl
     CLARY_REJECT("v: head dim is %" PRId64 ", allowed are 1 to %" PRId64, v.shape[3], kMaxHeadDim);
   if (k.shape[1] < 1) CLARY_REJECT("k: number of heads is 0, must be at least 1");
   if (q.shape[1] % k.shape[1] != 0)
-    CLARY_REJECT("q: number of heads is %" PRId64 ", must be a multiple of that of k, %" PRId64, q.shape[1], k.shape[1]);
+    CLARY_REJECT("q: number of heads is %" PRId64 ", must be a multiple of that of k, %" PRId64, q.shape[1],
+                 k.shape[1]);
   if (q.shape[0] > kMaxCount || q.shape[1] > kMaxCount || q.shape[0] * q.shape[1] > kMaxCount)
     CLARY_REJECT("q: batch size times heads is more than %" PRId64, kMaxCount);
   problem.heads_q = q.shape[1], problem.heads_kv = k.shape[1];
@@ -239,8 +257,10 @@ clary_status check_outputs(const View& q, const clary_tensor* out_tensor, const 
   const int64_t must[4] = {q.shape[0], problem.heads_q, problem.len_q, problem.dim_v};
   static constexpr const char* kDims[4] = {"batch size", "number of heads", "length", "head dim"};
   for (int d = 0; d < 4; ++d) {
-    if (out.shape[d] != must[d]) CLARY_REJECT("out: %s is %" PRId64 ", must be %" PRId64, kDims[d], out.shape[d], must[d]);
-    if (out.shape[d] > 1 && out.strides[d] == 0) CLARY_REJECT("out: the stride of its %s is 0: rows would overwrite each other", kDims[d]);
+    if (out.shape[d] != must[d])
+      CLARY_REJECT("out: %s is %" PRId64 ", must be %" PRId64, kDims[d], out.shape[d], must[d]);
+    if (out.strides[d] == 0 && out.shape[d] > 1 && !out.empty)
+      CLARY_REJECT("out: the stride of its %s is 0: rows would overwrite each other", kDims[d]);
   }
   problem.out = strides_of(out), problem.out_dtype = out.type;
   tensors.out = out.data;
@@ -250,8 +270,10 @@ clary_status check_outputs(const View& q, const clary_tensor* out_tensor, const 
   CLARY_TRY(read_view("lse", lse_tensor, 3, 3, lse));
   if (lse.type != DType::f32) CLARY_REJECT("lse: is %s, must be f32", name(lse.type));
   for (int d = 0; d < 3; ++d) {
-    if (lse.shape[d + 1] != must[d]) CLARY_REJECT("lse: %s is %" PRId64 ", must be %" PRId64, kDims[d], lse.shape[d + 1], must[d]);
-    if (lse.shape[d + 1] > 1 && lse.strides[d + 1] == 0) CLARY_REJECT("lse: the stride of its %s is 0: rows would overwrite each other", kDims[d]);
+    if (lse.shape[d + 1] != must[d])
+      CLARY_REJECT("lse: %s is %" PRId64 ", must be %" PRId64, kDims[d], lse.shape[d + 1], must[d]);
+    if (lse.strides[d + 1] == 0 && lse.shape[d + 1] > 1 && !lse.empty)
+      CLARY_REJECT("lse: the stride of its %s is 0: rows would overwrite each other", kDims[d]);
   }
   problem.lse = {lse.strides[1], lse.strides[2], lse.strides[3]};
   problem.has_lse = true;
@@ -268,7 +290,8 @@ clary_status read_params(const clary_attention_params* given, clary_attention_pa
     CLARY_REJECT("params.size: is %zu, must be sizeof(clary_attention_params), here %zu", given->size, sizeof params);
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   for (size_t i = sizeof params; i < given->size; ++i)
-    if (bytes[i] != 0) CLARY_REJECT("params: sets a field (byte %zu) that this version %s does not know", i, clary_version());
+    if (bytes[i] != 0)
+      CLARY_REJECT("params: sets a field (byte %zu) that this version %s does not know", i, clary_version());
   std::memcpy(&params, given, std::min(given->size, sizeof params));
   return CLARY_OK;
 }

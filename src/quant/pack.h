@@ -90,7 +90,8 @@ class Packer {
       std::memset(images_, 0, static_cast<size_t>(kPanelKeys * stride) * 4);
       for (int i = 0; i < kPanelKeys && panel * kPanelKeys + i < keys_; ++i) {
         const int key = panel * kPanelKeys + i;
-        if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_)) mark_nonfinite(key);
+        if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_))
+          mark_nonfinite(key);
         const float norm = smooth_key(panel * kPanelKeys + packed_position<S>(i), width);
         largest_norm = norm > largest_norm ? norm : largest_norm;
         write_image(panel * kPanelKeys + packed_position<S>(i), width, images_ + i * stride);
@@ -115,8 +116,9 @@ class Packer {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       for (int i = 0; i < kBlockKeys; ++i) {
         const int64_t at = i / kPanelKeys * kPanelKeys + packed_position<S>(i % kPanelKeys);
-        const bool shown = i < keys_ && (!a_.fold_mask || a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
-                                                                                 0, first_key_ + i));
+        const bool shown =
+            i < keys_ && (!a_.fold_mask || a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
+                                                                  0, first_key_ + i));
         bias[at] = shown ? 0 : hidden;
       }
     }
@@ -225,7 +227,8 @@ class Packer {
 
   void transpose_panel(int panel, int64_t stride) {
     const int stored_steps = S::kQk == Element::i4 ? sizes_.key_steps / 2 : sizes_.key_steps;
-    auto* to = reinterpret_cast<uint32_t*>(head_.keys + a_.block * sizes_.key_block_bytes) + int64_t{panel} * stored_steps * kPanelKeys;
+    auto* to = reinterpret_cast<uint32_t*>(head_.keys + a_.block * sizes_.key_block_bytes) +
+               int64_t{panel} * stored_steps * kPanelKeys;
     for (int vector = 0; vector < 4; ++vector) {
       for (int step = 0; step < sizes_.key_steps; step += 16) {
         I32 x[16];
@@ -255,7 +258,8 @@ class Packer {
     const int width = sizes_.value_width, padded = static_cast<int>(round_up(keys_, kPanelKeys));
     for (int key = 0; key < keys_; ++key) {
       float* to = rows_ + key * width;
-      if (Rows<V>::read_finite(row(a_.tensors->v, p.v, key), p.dtype, static_cast<int>(p.dim_v), to)) mark_nonfinite(key);
+      if (Rows<V>::read_finite(row(a_.tensors->v, p.v, key), p.dtype, static_cast<int>(p.dim_v), to))
+        mark_nonfinite(key);
       if constexpr (S::kCentreValues)
         for (int c = 0; c < width; c += 16) V::store(to + c, V::sub(V::load(to + c), V::load(head_.value_mean + c)));
     }
@@ -280,7 +284,8 @@ class Packer {
         word = V::as_i32(V::load(x));
       } else if constexpr (S::kPv == Element::bf16) {
         const I32 high_half = V::set_i32(static_cast<int32_t>(0xffff0000u));
-        word = V::or_i32(V::template shift_right<16>(round_bf16(V::load(x))), V::and_i32(round_bf16(V::load(x + width)), high_half));
+        word = V::or_i32(V::template shift_right<16>(round_bf16(V::load(x))),
+                         V::and_i32(round_bf16(V::load(x + width)), high_half));
       } else {
         word = V::or_i32(V::or_i32(code(x, inverse), V::template shift_left<8>(code(x + width, inverse))),
                          V::or_i32(V::template shift_left<16>(code(x + 2 * width, inverse)),
@@ -293,7 +298,8 @@ class Packer {
   // Sets the scale of 16 channels of this block (with the 1/255 of P); returns the inverse of the scale of V alone.
   F32 value_scale(int channel, int keys) {
     F32 largest = V::zero();
-    for (int key = 0; key < keys; ++key) largest = V::max(largest, V::abs(V::load(rows_ + key * sizes_.value_width + channel)));
+    for (int key = 0; key < keys; ++key)
+      largest = V::max(largest, V::abs(V::load(rows_ + key * sizes_.value_width + channel)));
     V::store(head_.value_scales + a_.block * sizes_.value_width + channel, V::mul(largest, V::set(1.0f / (127 * 255))));
     // A constant channel is zero after centring, up to rounding: any finite inverse gives code 0 or a faithful one.
     constexpr float kSmallest = 1e-30f;

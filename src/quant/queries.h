@@ -32,7 +32,8 @@ class Queries {
     const Problem& p = *a_.problem;
     const Row& row = a_.rows[r];
     const int64_t member = row.head - a_.head_kv * p.group;
-    const int64_t index = a_.sequence.batch * p.q.batch + row.head * p.q.head + (a_.sequence.q_begin + row.query) * p.q.row;
+    const int64_t index =
+        a_.sequence.batch * p.q.batch + row.head * p.q.head + (a_.sequence.q_begin + row.query) * p.q.row;
     alignas(64) float x[1024];
     const void* from = static_cast<const char*>(a_.tensors->q) + index * size_bytes(p.dtype);
     s_.exact[r] = Rows<V>::read_finite(from, p.dtype, static_cast<int>(p.dim_qk), x) ? 1 : 0;
