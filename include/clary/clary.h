@@ -2,7 +2,7 @@
  *
  * Letters used throughout: B batch, Hq / Hkv query and key-value heads, Lq / Lk lengths, Dk / Dv head dims.
  * Every function is safe to call from several threads, but one context serves one call at a time (others wait).
- * Functions that return clary_status leave a reason in clary_last_error() of the calling thread when it is not CLARY_OK.
+ * Functions that return clary_status leave a reason in clary_last_error() of the calling thread unless it is CLARY_OK.
  */
 #ifndef CLARY_CLARY_H
 #define CLARY_CLARY_H
@@ -50,10 +50,10 @@ typedef struct clary_tensor {
   int32_t ndim;
   uint8_t dtype_code; /* DLPack: 0 int, 1 uint, 2 float, 4 bfloat, 6 bool */
   uint8_t dtype_bits;
-  uint16_t dtype_lanes;     /* 1 */
-  const int64_t* shape;     /* ndim sizes */
-  const int64_t* strides;   /* ndim strides in elements; NULL: dense, row-major */
-  uint64_t byte_offset;     /* added to data */
+  uint16_t dtype_lanes;   /* 1 */
+  const int64_t* shape;   /* ndim sizes */
+  const int64_t* strides; /* ndim strides in elements; NULL: dense, row-major */
+  uint64_t byte_offset;   /* added to data */
 } clary_tensor;
 
 /* ---- parameters ---------------------------------------------------------------------------------------------- */
@@ -88,16 +88,16 @@ typedef struct clary_attention_params {
   int64_t causal_offset;     /* read when causal == CLARY_CAUSAL_OFFSET; may be negative */
   double softmax_scale;      /* factor of q.k, finite; default NaN = 1 / sqrt(Dk). 0 is a value */
   double softcap;            /* c > 0: scores become c * tanh(s / c); default 0 = none */
-  int64_t window_left;       /* query i, aligned with key a = i + offset, sees keys >= a - window_left; -1 = open (default) */
-  int64_t window_right;      /* ... and keys <= a + window_right; -1 = open (default) */
-  /* bool or uint8 (non-zero = attend), or f32 or the inputs' type (added to the scores; -inf hides). Up to 4 dimensions,
-   * broadcast to [B, Hq, Lq, Lk] as in NumPy. NULL = none. */
+  int64_t window_left; /* query i, aligned with key a = i + offset, sees keys >= a - window_left; -1 = open (default) */
+  int64_t window_right; /* ... and keys <= a + window_right; -1 = open (default) */
+  /* bool or uint8 (non-zero = attend), or f32 or the inputs' type (added to the scores; -inf hides). Up to 4
+   * dimensions, broadcast to [B, Hq, Lq, Lk] as in NumPy. NULL = none. */
   const clary_tensor* mask;
   const clary_tensor* alibi_slopes; /* f32 [Hq] or [B, Hq]: scores -= slope * |i + offset - j|. NULL = none */
   const clary_tensor* sinks;        /* f32 [Hq]: a logit that joins each row's denominator. NULL = none */
   /* Varlen batches: sequence s owns rows cu_seqlens[s] .. cu_seqlens[s+1] - 1. Both given or both NULL; then the
-   * tensors are [1, H, T, D] / [1, T, H, D], out too, and LSE [1, Hq, Tq]. num_sequences + 1 entries, from 0, ascending,
-   * ending at the total lengths. Masks are indexed [sequence, head, row in sequence, key in sequence]. */
+   * tensors are [1, H, T, D] / [1, T, H, D], out too, and LSE [1, Hq, Tq]. num_sequences + 1 entries, from 0,
+   * ascending, ending at the total lengths. Masks are indexed [sequence, head, row in sequence, key in sequence]. */
   const int32_t* cu_seqlens_q;
   const int32_t* cu_seqlens_k;
   int64_t num_sequences;
@@ -165,24 +165,26 @@ typedef struct clary_plan clary_plan;
  * are not. What params points to (mask, slopes, sinks, cu_seqlens) and the context must outlive the plan. */
 CLARY_API clary_status clary_plan_create(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
                                          const clary_tensor* out, const clary_tensor* lse_or_null,
-                                         const clary_attention_params* params, clary_context* context, clary_plan** plan);
+                                         const clary_attention_params* params, clary_context* context,
+                                         clary_plan** plan);
 /* Pointers to the first element of each tensor, laid out as at creation. lse NULL exactly when the plan has none. */
-CLARY_API clary_status clary_plan_run(clary_plan* plan, const void* q, const void* k, const void* v, void* out, float* lse);
+CLARY_API clary_status clary_plan_run(clary_plan* plan, const void* q, const void* k, const void* v, void* out,
+                                      float* lse);
 CLARY_API void clary_plan_destroy(clary_plan* plan);
 
 /* Numbers about a plan. A tile is 16 query rows x 256 keys of one query head. */
 typedef struct clary_plan_info {
   size_t size;
-  const char* isa;         /* kernels that will run */
+  const char* isa;           /* kernels that will run */
   clary_precision precision; /* as asked */
   clary_precision start;     /* the precision every head starts at (differs for CLARY_AUTO) */
   int64_t tiles_skipped, tiles_full, tiles_partial;
-  double flops;            /* 4 * visible tiles' scores * (Dk + Dv) / 2 */
-  double bytes_moved;      /* read and written by this plan, caches cold */
-  double bytes_lower_bound;/* each input read once and each output written once */
-  double workspace_bytes;  /* what the context will hold for it */
-  int64_t work_items;      /* units of parallel work */
-  int64_t key_splits;      /* parts into which the keys of a row are cut and merged */
+  double flops;             /* 4 * visible tiles' scores * (Dk + Dv) / 2 */
+  double bytes_moved;       /* read and written by this plan, caches cold */
+  double bytes_lower_bound; /* each input read once and each output written once */
+  double workspace_bytes;   /* what the context will hold for it */
+  int64_t work_items;       /* units of parallel work */
+  int64_t key_splits;       /* parts into which the keys of a row are cut and merged */
 } clary_plan_info;
 
 CLARY_API clary_status clary_plan_get_info(const clary_plan* plan, clary_plan_info* info);

@@ -44,8 +44,8 @@ struct Parallel {
   void* caller_user = nullptr;
   int threads = 1;
 
-  // body(i, slot) for i in 0 .. count-1. Indices are handed out in ascending order, one at a time; `slot` < threads names
-  // the scratch memory that the running task owns.
+  // body(i, slot) for i in 0 .. count-1. Indices are handed out in ascending order, one at a time; `slot` < threads
+  // names the scratch memory that the running task owns.
   template <class Body>
   void for_each(int64_t count, Body&& body) const {
     const int64_t tasks = count < threads ? count : threads;

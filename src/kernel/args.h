@@ -10,7 +10,8 @@
 namespace clary {
 
 // Keys are packed, skipped and multiplied in blocks; P has one scale per block. 256: P of 16 rows (4 KB) and S (8 KB)
-// stay in L1 beside a panel of K, the u16 sums of P (8 * 8160) just fit, and a block's O update is 1/64 of its products.
+// stay in L1 beside a panel of K, the u16 sums of P (8 * 8160) just fit, and a block's O update is 1/64 of its
+// products.
 inline constexpr int kBlockKeys = 256;
 // Keys of one register tile: 4 vectors of 16 lanes.
 inline constexpr int kPanelKeys = 64;
@@ -109,8 +110,8 @@ struct AttendArgs {
   void* scratch = nullptr;  // attend_scratch_bytes()
 };
 
-// Parts of the same rows over different keys, merged in the order of the parts. `rows.partial` and `rows.partial_out` hold
-// the first part; part i lies i * count rows behind.
+// Parts of the same rows over different keys, merged in the order of the parts. `rows.partial` and `rows.partial_out`
+// hold the first part; part i lies i * count rows behind.
 struct MergeArgs {
   AttendArgs rows;
   int parts = 0;

@@ -1,7 +1,7 @@
 // The state of one work item: up to 128 query rows of one key-value head, with their running softmax.
 //
-// Memory at head dim 128, INT8: Q 16 KB, O 64 KB, l 8 KB, and per unit of 16 rows S 8 KB + P 4 KB (f32 scores 16 KB only
-// where masks are applied): the unit lives in L1, the item and a block of K and V in L2.
+// Memory at head dim 128, INT8: Q 16 KB, O 64 KB, l 8 KB, and per unit of 16 rows S 8 KB + P 4 KB (f32 scores 16 KB
+// only where masks are applied): the unit lives in L1, the item and a block of K and V in L2.
 #pragma once
 
 #include "core/arena.h"

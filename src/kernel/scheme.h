@@ -30,8 +30,8 @@ using Int4Scheme = Scheme<Element::i4, Element::i8>;
 
 constexpr int elements_per_step(Element e) { return e == Element::f32 ? 1 : e == Element::bf16 ? 2 : 4; }
 
-// Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the vectors
-// by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
+// Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the
+// vectors by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
 //   vector j, lane 4 L + i  =  key 16 L + 4 j + i
 template <class S>
 constexpr int packed_position(int key) {

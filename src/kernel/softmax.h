@@ -1,8 +1,8 @@
 // Online softmax of one unit over one block: scores -> P, and the running (m, l) of its rows.
 //
 // Fixed point (INT8 PV). S is i16 in 1/64 octave; P is u8 against the maximum of the *block* (against the row's running
-// maximum a peaked row would lose everything else), u = 65280 * 2^(-d/64) from a 64-entry table, P = round(u / 256). The
-// denominator sums u / 8 exactly in 16 bits: at most 8 values of 8160 per lane and block.
+// maximum a peaked row would lose everything else), u = 65280 * 2^(-d/64) from a 64-entry table, P = round(u / 256).
+// The denominator sums u / 8 exactly in 16 bits: at most 8 values of 8160 per lane and block.
 //
 //   alpha = 2^(m_old - m_new)   rescales O and l       beta = 2^(m_block - m_new)   weighs this block
 //

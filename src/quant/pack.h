@@ -1,7 +1,7 @@
 // Packing one block of up to 256 keys and values of one head.
 //
-// A key is first written as a row of bytes in its element type (its "image"), then 16 images at a time are transposed, so
-// that a step of 4 bytes of 16 keys is one vector:
+// A key is first written as a row of bytes in its element type (its "image"), then 16 images at a time are transposed,
+// so that a step of 4 bytes of 16 keys is one vector:
 //
 //   image of key i     [ s0 | s1 | s2 | ... ]           4 bytes per step
 //   packed panel       [step][vector 0..3][lane 0..15]  key = the one at packed_position() = vector * 16 + lane
@@ -184,8 +184,9 @@ class Packer {
     }
   }
 
-  // 16 levels between two ends; the ends are pulled inwards as long as the squared error falls. The padding channels are
-  // zeros like the channels of a smoothed key on average, and meet zeros of Q: they may widen the range, never the result.
+  // 16 levels between two ends; the ends are pulled inwards as long as the squared error falls. The padding channels
+  // are zeros like the channels of a smoothed key on average, and meet zeros of Q: they may widen the range, never the
+  // result.
   void write_int4(int position, int width, uint32_t* image) {
     F32 top = V::load(rows_), bottom = top;
     for (int c = 16; c < width; c += 16) {

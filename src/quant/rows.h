@@ -64,8 +64,8 @@ struct Rows {
   }
 };
 
-// Mean over a sample of at most kMeanTokens rows; rows with non-finite values count as zeros. The stride between sampled
-// rows is odd, so that it does not fall in step with images or frames whose rows are powers of two.
+// Mean over a sample of at most kMeanTokens rows; rows with non-finite values count as zeros. The stride between
+// sampled rows is odd, so that it does not fall in step with images or frames whose rows are powers of two.
 template <class V>
 void channel_mean(const MeanArgs& args) {
   using F32 = typename V::F32;
