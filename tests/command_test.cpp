@@ -195,6 +195,7 @@ TEST_F(Command, RefusesWrongUse) {
   expect_wrong("check", "described problem");
   expect_wrong("check h1 l8 x9", "x9");
   expect_wrong("check h1 l8 --precision int8,int9", "'int9': expected exact");
+  expect_wrong("check h1 l8 --guard 0.1", "--guard: goes with files");
   expect_wrong("bench h1 l8 --repeat 0", "--repeat");
   std::ofstream(path("problems")) << "# comment\nh1 l8\nh1 lx\n";
   expect_wrong("bench --file " + path("problems"), "problems:3: ");

@@ -103,9 +103,15 @@ void add_check_command(CLI::App& app, Action& action) {
   add_machine_options(*command, options->machine);
   command->add_flag("--json", options->json, "Print JSON");
   command->footer(
-      "The options of the group Attention go with files; a described problem says all of that itself.\n"
+      "The options of the group Attention go with files; a described problem says all of that itself: guard0.01, "
+      "scale0.5.\n"
       "Example:\n  clary check hq8 hkv2 l1024 d64 causal data=outliers --precision int8,int4 --max-error 0.02");
-  command->callback([options, &action] { action = [options] { return check_all(*options); }; });
+  command->callback([options, &action, command] {
+    for (const CLI::Option* option : command->get_options())
+      if (option->get_group() == "Attention" && option->count() > 0 && !options->problems.empty())
+        throw CLI::ValidationError(option->get_name(), "goes with files; a described problem says this itself");
+    action = [options] { return check_all(*options); };
+  });
 }
 
 }  // namespace clary::command

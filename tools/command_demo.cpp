@@ -93,9 +93,8 @@ int demo(const DemoOptions& options) {
     worst = {std::max(worst.error, outcome.error), std::min(worst.speedup, outcome.speedup)};
   }
   fmt::print(
-      "What you just saw: attention of a trained model computed in 8 bits, {:.1f} times as fast as in float32 on this "
-      "CPU,\n"
-      "with an output that differs by {} from float64 attention.\n",
+      "What you just saw: attention of a trained model in 8 bits, {:.1f} times as fast as float32 here, {} off "
+      "float64.\n",
       worst.speedup, error_text(worst.error));
   return kFine;
 }

@@ -39,7 +39,7 @@ std::string Table::text() const {
     std::string line = "  ";
     for (size_t i = 0; i < row.size(); ++i)
       line += i == 0 ? fmt::format("{:<{}}", row[i], widths[i]) : fmt::format("  {:>{}}", row[i], widths[i]);
-    result += line + "\n";
+    result += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
   }
   return result;
 }
