@@ -1,5 +1,7 @@
 // The `clary` command as a user meets it: what it prints, what it writes, how it fails.
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>

@@ -179,7 +179,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   command->add_option("--file", options->file, "Problems from a file, one per line")->type_name("FILE");
   command->add_flag("--time", options->time, "Time, and compare a few rows with float64 (default)");
   command->add_flag("--check", options->check, "Compare with float64 only; with --time both");
-  add_precision_list(*command, options->precisions);
+  add_precision_list(*command, options->precisions, "what the problem says, or auto");
   add_timing_options(*command, options->timing);
   command->add_option("--rows", options->rows, "Rows to compare with float64 (default 64, for --check alone 1024)")
       ->check(CLI::PositiveNumber)

@@ -92,7 +92,7 @@ void add_check_command(CLI::App& app, Action& action) {
   command->add_option("PROBLEM", options->problems,
                       "A described problem, such as: hq8 l1024 d64 causal; several when quoted");
   add_input_options(*command, options->input);
-  add_precision_list(*command, options->precisions);
+  add_precision_list(*command, options->precisions, "all");
   command->add_option("--rows", options->rows, "Rows to compare, spread evenly (default 1024; 0 = all)")
       ->check(CLI::NonNegativeNumber)
       ->type_name("N");

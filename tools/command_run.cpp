@@ -46,7 +46,7 @@ int run_files(const RunOptions& options) {
     if (options.explain) result["plan"] = describe(plan.get());
     print_json(result);
   } else {
-    fmt::print("{}: {} {}, {}, {}\n", options.output, c.tensors.out.dtype(), heads, clary_context_isa(context.get()),
+    fmt::print("{}: {}, {}, {}, {}\n", options.output, c.tensors.out.dtype(), heads, clary_context_isa(context.get()),
                time_text(seconds));
     if (options.explain) fmt::print("{}\n", describe(plan.get()));
   }

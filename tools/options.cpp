@@ -87,7 +87,7 @@ void add_input_options(CLI::App& app, InputOptions& options) {
   v->needs(q);
 }
 
-CLI::Option* add_precision_list(CLI::App& app, std::string& list) {
+void add_precision_list(CLI::App& app, std::string& list, const std::string& fallback) {
   const auto check = [](const std::string& value) -> std::string {
     try {
       parse_precisions(value);
@@ -96,7 +96,7 @@ CLI::Option* add_precision_list(CLI::App& app, std::string& list) {
       return error.what();
     }
   };
-  return app.add_option("--precision", list, "Some of exact,bf16,int8_f16,int8,int4,auto")
+  app.add_option("--precision", list, "Some of exact,bf16,int8_f16,int8,int4,auto (default: " + fallback + ")")
       ->check(check, "")
       ->type_name("LIST");
 }

@@ -44,8 +44,8 @@ struct InputOptions {
 };
 void add_input_options(CLI::App& app, InputOptions& options);
 
-// --precision LIST; empty = not given.
-CLI::Option* add_precision_list(CLI::App& app, std::string& list);
+// --precision LIST; empty = not given, and then what `fallback` tells the reader.
+void add_precision_list(CLI::App& app, std::string& list, const std::string& fallback);
 std::vector<clary_precision> parse_precisions(const std::string& list);
 
 // "PROBLEM...": one problem of unquoted words, or one per quoted argument.
