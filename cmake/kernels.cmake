@@ -5,6 +5,9 @@ set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math 
 if(CLARY_SANITIZE)
   set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off)  # instrumented unrolled loops take minutes to compile at -O3
 endif()
+if(CLARY_BUILD_FUZZERS)
+  list(APPEND CLARY_KERNEL_FLAGS -fno-sanitize=undefined)  # three times faster to compile; the asan preset has it
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND NOT CLARY_SANITIZE)
   # The tree optimisers below undo the register allocation of the unrolled products (spills cost a third of the speed).
   list(APPEND CLARY_KERNEL_FLAGS -fno-tree-pre -fno-tree-vectorize)
