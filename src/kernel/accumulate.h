@@ -15,14 +15,16 @@ class Accumulate {
 
   Accumulate(const AttendArgs& args, const ItemState& state) : a_(args), s_(state) {}
 
-  void run(const Unit& u) {
+  // `hook`: see Product::run; called with the number of the register tile and its turn.
+  template <class Hook = NoHook>
+  [[gnu::always_inline]] void run(const Unit& u, Hook&& hook = {}) {
     const int width = a_.sizes->value_width;
-    int channel = 0;
-    for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4>(u, channel);
+    int channel = 0, tile = 0;
+    for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4>(u, channel, tile, hook);
     switch ((width - channel) / 16) {
-      case 3: return group<3>(u, channel);
-      case 2: return group<2>(u, channel);
-      case 1: return group<1>(u, channel);
+      case 3: return group<3>(u, channel, tile, hook);
+      case 2: return group<2>(u, channel, tile, hook);
+      case 1: return group<1>(u, channel, tile, hook);
       default: return;
     }
   }
@@ -30,8 +32,8 @@ class Accumulate {
  private:
   static constexpr int kPerStep = elements_per_step(S::kPv);
 
-  template <int N>
-  void group(const Unit& u, int channel) {
+  template <int N, class Hook>
+  [[gnu::always_inline]] void group(const Unit& u, int channel, int& tile, Hook&& hook) {
     const int64_t block_bytes = a_.sizes->value_block_bytes;
     const int first_step = u.panel_begin * (kPanelKeys / kPerStep);
     const int steps = (u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep);
@@ -41,12 +43,17 @@ class Accumulate {
     const auto* p =
         (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) +
         first_step;
-    for (int row = 0; row < u.rows; row += Pv::kRows) {
-      Pv::template run<N>(
-          p + row * kStride, kStride, v, steps,
-          s_.raw, [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
-            add<N>(u, row + r, channel, acc);
-          });
+    for (int row = 0; row < u.rows; row += Pv::kRows, ++tile) {
+      const auto emit = [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
+        add<N>(u, row + r, channel, acc);
+      };
+      if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
+        Pv::template run<N>(p + row * kStride, kStride, v, steps, s_.raw, emit);
+      } else {
+        Pv::template run<N>(
+            p + row * kStride, kStride, v, steps, s_.raw,
+            emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
+      }
     }
   }
 

@@ -12,6 +12,7 @@
 
 #include "kernel/accumulate.h"
 #include "kernel/finish.h"
+#include "kernel/pipeline.h"
 #include "kernel/rules.h"
 #include "kernel/softmax.h"
 #include "quant/queries.h"
@@ -22,11 +23,18 @@ template <class V, class S>
 class Attend {
  public:
   explicit Attend(const AttendArgs& args)
-      : a_(args), s_(make_state(args)), scores_(args, s_), rules_(args, s_), softmax_(s_), accumulate_(args, s_) {}
+      : a_(args),
+        s_(make_state(args)),
+        scores_(args, s_),
+        rules_(args, s_),
+        softmax_(s_),
+        accumulate_(args, s_),
+        pipeline_(s_, scores_, softmax_, accumulate_) {}
 
   void run() {
     Queries<V, S>(a_, s_).load();
     find_exact_rows();
+    find_bounds();
     softmax_.reset(a_.sizes->value_width);
     for (int64_t block = a_.block_begin; block < a_.block_end; ++block) {
       bool unpacked = S::kQk != Element::i4;
@@ -38,6 +46,7 @@ class Attend {
         run_unit(u, tile);
       }
     }
+    if constexpr (Pipeline<V, S>::kUsed) pipeline_.drain();
     a_.partial != nullptr ? store_partial() : finish();
   }
 
@@ -64,33 +73,42 @@ class Attend {
     return u;
   }
 
+  // What the rows of a unit see together and all alike, and how large their scores can be.
+  struct UnitBounds {
+    int64_t low = INT64_MAX, high = 0, inner_low = 0, inner_high = INT64_MAX;
+    float reach = 0;
+  };
+
+  void find_bounds() {
+    for (int r = 0; r < a_.count; ++r) {
+      UnitBounds& b = bounds_[r / kUnitRows];
+      const KeyRange range = s_.range[r];
+      if (s_.reach[r] > b.reach) b.reach = s_.reach[r];
+      if (range.begin > b.inner_low) b.inner_low = range.begin;
+      if (range.end < b.inner_high) b.inner_high = range.end;
+      if (range.begin >= range.end) continue;
+      if (range.begin < b.low) b.low = range.begin;
+      if (range.end > b.high) b.high = range.end;
+    }
+  }
+
   // Which panels of the block any row of the unit sees, and whether all rows see all of them.
   Tile classify(Unit& u) const {
+    const UnitBounds& b = bounds_[u.first_row / kUnitRows];
     const int64_t first = u.block * kBlockKeys;
     const int64_t end = first + kBlockKeys < a_.sequence.len_k ? first + kBlockKeys : a_.sequence.len_k;
-    int64_t low = end, high = first, inner_low = first, inner_high = end;
-    for (int r = u.first_row; r < u.first_row + u.real_rows; ++r) {
-      const KeyRange range = s_.range[r];
-      if (range.begin > inner_low) inner_low = range.begin;
-      if (range.end < inner_high) inner_high = range.end;
-      if (range.begin >= range.end) continue;
-      if (range.begin < low) low = range.begin;
-      if (range.end > high) high = range.end;
-    }
-    low = low < first ? first : low;
-    high = high > end ? end : high;
+    const int64_t low = b.low < first ? first : b.low, high = b.high > end ? end : b.high;
     if (low >= high) return Tile::skipped;
     u.panel_begin = static_cast<int>((low - first) / kPanelKeys);
     u.panel_end = static_cast<int>((high - first + kPanelKeys - 1) / kPanelKeys);
     const int64_t panels_end = first + u.panel_end * kPanelKeys < end ? first + u.panel_end * kPanelKeys : end;
-    const bool in_range = inner_low <= first + u.panel_begin * kPanelKeys && inner_high >= panels_end;
+    const bool in_range = b.inner_low <= first + u.panel_begin * kPanelKeys && b.inner_high >= panels_end;
     return classify_content(u, in_range);
   }
 
   Tile classify_content(const Unit& u, bool in_range) const {
     using MaskState = typename Rules<V, S>::MaskState;
-    int live = 0;
-    for (int r = u.first_row; r < u.first_row + u.real_rows; ++r) live += row_live(r, u.block) ? 1 : 0;
+    const int live = live_rows(u);
     if (live == 0) return Tile::skipped;
     const MaskState mask = rules_.look_at_mask(u);
     if (mask == MaskState::hides_all) return Tile::skipped;
@@ -105,19 +123,25 @@ class Attend {
     return u.block * kBlockKeys + u.panel_end * kPanelKeys >= a_.sequence.len_k || u.panel_end == kPanels;
   }
 
-  bool row_live(int r, int64_t block) const {
-    const int64_t member = a_.rows[r].head - a_.head_kv * a_.problem->group;
-    return a_.head->block_live[member * a_.head->block_live_stride + block] != 0;
+  int live_rows(const Unit& u) const {
+    const uint8_t* live = a_.head->block_live + u.block;
+    if (a_.head->block_live_stride == 0) return *live != 0 ? u.real_rows : 0;
+    int count = 0;
+    for (int r = u.first_row; r < u.first_row + u.real_rows; ++r)
+      count += live[(a_.rows[r].head - a_.head_kv * a_.problem->group) * a_.head->block_live_stride];
+    return count;
   }
 
   bool within_reach(const Unit& u) const {
     if constexpr (!S::kFixedPoint) return true;
-    for (int r = u.first_row; r < u.first_row + u.real_rows; ++r)
-      if (!(s_.reach[r] * a_.head->block_norm[u.block] < kFixedReach)) return false;
-    return true;
+    return bounds_[u.first_row / kUnitRows].reach * a_.head->block_norm[u.block] < kFixedReach;
   }
 
   void run_unit(const Unit& u, Tile tile) {
+    if constexpr (Pipeline<V, S>::kUsed) {
+      if (tile == Tile::full && pipeline_.takes(u)) return pipeline_.push(u);
+      pipeline_.drain();
+    }
     if (tile == Tile::full) {
       if constexpr (S::kFixedPoint) {
         scores_.fixed(u);
@@ -189,10 +213,12 @@ class Attend {
 
   const AttendArgs& a_;
   ItemState s_;
+  UnitBounds bounds_[kItemRows / kUnitRows];
   Scores<V, S> scores_;
   Rules<V, S> rules_;
   Softmax<V, S> softmax_;
   Accumulate<V, S> accumulate_;
+  Pipeline<V, S> pipeline_;
 };
 
 }  // namespace clary

@@ -28,13 +28,13 @@ struct ItemState {
   float* m = nullptr;
   uint8_t* exact = nullptr;  // rows that exact_row() has to compute
   // One unit.
-  int16_t* s16 = nullptr;  // [16][256], packed order; fixed point
+  int16_t* s16 = nullptr;  // [2][16][256], packed order; fixed point
   float* s = nullptr;      // [16][256], natural order
   uint8_t* p = nullptr;    // [16][256] of u8 or bf16
   int32_t* raw = nullptr;  // [16][64] products on their way to the epilogue
   float* alpha = nullptr;  // [16] rescale O, and (fixed point) beta: scale of this block
   float* beta = nullptr;
-  int32_t* top = nullptr;        // [16] block maxima, fixed point
+  int32_t* top = nullptr;        // [2][16] block maxima, fixed point
   uint32_t* unpacked = nullptr;  // one block of INT4 keys as bytes
 };
 
@@ -56,13 +56,13 @@ struct ItemState {
   s.l = arena.take<float>(kItemRows * 16);
   s.m = arena.take<float>(kItemRows);
   s.exact = arena.take<uint8_t>(kItemRows);
-  s.s16 = arena.take<int16_t>(kUnitRows * kBlockKeys);
+  s.s16 = arena.take<int16_t>(2 * kUnitRows * kBlockKeys);
   s.s = arena.take<float>(kUnitRows * kBlockKeys);
   s.p = arena.take<uint8_t>(kUnitRows * kBlockKeys * 2);
   s.raw = arena.take<int32_t>(kUnitRows * kPanelKeys);
   s.alpha = arena.take<float>(kUnitRows);
   s.beta = arena.take<float>(kUnitRows);
-  s.top = arena.take<int32_t>(kUnitRows);
+  s.top = arena.take<int32_t>(2 * kUnitRows);
   if (sizes.key_zeros) s.unpacked = arena.take<uint32_t>(int64_t{kBlockKeys} * sizes.key_steps);
   return s;
 }

@@ -8,22 +8,16 @@ namespace clary {
 
 // Independent chains of one instruction: as many accumulators as a register tile has. Returns operations done.
 template <class V, class Acc, class Step>
-[[gnu::always_inline]] inline double peak_chains(int64_t rounds, double ops_per_step, Step&& step) {
+[[gnu::always_inline]] inline double peak_chains(int64_t rounds, double ops_per_step, Acc first, Step&& step) {
   constexpr int kChains = V::kTileRows * V::kTileVectors;
   Acc acc[kChains];
-  unroll<kChains>([&](auto i) __attribute__((always_inline)) { acc[i] = step(Acc{}, true); });
+  unroll<kChains>([&](auto i) __attribute__((always_inline)) { acc[i] = first; });
   for (int64_t r = 0; r < rounds; ++r) {
     unroll<kChains>([&](auto i) __attribute__((always_inline)) {
-      acc[i] = step(acc[i], false);
-      asm volatile("" : : : "memory");
+      acc[i] = step(acc[i]);
+      V::keep(acc[i]);
     });
   }
-  Acc sum = acc[0];
-  alignas(64) volatile char sink[sizeof(Acc)];
-  unroll<kChains>([&](auto i) __attribute__((always_inline)) {
-    sum = acc[i];
-    std::memcpy(const_cast<char*>(sink), &sum, sizeof sum);
-  });
   return static_cast<double>(rounds) * kChains * ops_per_step;
 }
 
@@ -52,23 +46,14 @@ double peak_work(clary_peak what, int64_t rounds) {
     if (what != CLARY_PEAK_F32) return peak_tiles<V>(what, rounds);
   const I32 ones = V::set_i32(0x01010101);
   const F32 one = V::set(1), tiny = V::set(1e-8f);
-  switch (what) {
-    case CLARY_PEAK_INT8:
-      return peak_chains<V, I32>(
-          rounds, 128, [&](I32 acc, bool first) __attribute__((always_inline)) {
-            return first ? ones : V::dot4(acc, ones, ones);
-          });
-    case CLARY_PEAK_BF16:
-      return peak_chains<V, F32>(
-          rounds, 64, [&](F32 acc, bool first) __attribute__((always_inline)) {
-            return first ? one : V::dot2(acc, ones, ones);
-          });
-    default:
-      return peak_chains<V, F32>(
-          rounds, 32, [&](F32 acc, bool first) __attribute__((always_inline)) {
-            return first ? one : V::mul_add(acc, one, tiny);
-          });
-  }
+  if (what == CLARY_PEAK_INT8)
+    return peak_chains<V>(
+        rounds, 128, ones, [&](I32 acc) __attribute__((always_inline)) { return V::dot4(acc, ones, ones); });
+  if (what == CLARY_PEAK_BF16)
+    return peak_chains<V>(
+        rounds, 64, one, [&](F32 acc) __attribute__((always_inline)) { return V::dot2(acc, ones, ones); });
+  return peak_chains<V>(
+      rounds, 32, one, [&](F32 acc) __attribute__((always_inline)) { return V::mul_add(acc, one, tiny); });
 }
 
 // Sum of `count` floats, a multiple of 64, in four chains.

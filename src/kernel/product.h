@@ -18,6 +18,12 @@ namespace clary {
 // Which operand of an 8-bit product is unsigned: K (stored with +128) in QK^T, P in PV.
 enum class Unsigned : uint8_t { packed, broadcast };
 
+// Turns of a hook per register tile.
+inline constexpr int kHooks = 4;
+struct NoHook {
+  void operator()(int) const {}
+};
+
 template <class V, Element E, Unsigned U>
 struct Product {
   using F32 = typename V::F32;
@@ -28,21 +34,23 @@ struct Product {
   // Rows of one call.
   static constexpr int kRows = kOnTiles ? kUnitRows : V::kTileRows;
 
-  // kRows rows x N vectors; then emit(row, acc[N]) per row. `raw` is memory for kRows x N vectors.
-  template <int N, class Emit>
+  // kRows rows x N vectors; then emit(row, acc[N]) per row. `raw` is memory for kRows x N vectors. `hook` is other work,
+  // called kHooks times with its turn, each time a quarter of the steps is done: it fills the ports that products leave
+  // idle.
+  template <int N, class Emit, class Hook = NoHook>
   [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
-                                         int32_t* raw, Emit&& emit) {
+                                         int32_t* raw, Emit&& emit, Hook&& hook = {}) {
     if constexpr (kOnTiles) {
       run_tiles<N>(a, a_stride, b, steps, raw);
       for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
     } else if constexpr (N <= V::kTileVectors) {
       Acc acc[kRows][N];
-      multiply<N>(acc, a, a_stride, b, N, steps);
+      multiply<N>(acc, a, a_stride, b, N, steps, hook);
       unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
     } else {
       for (int n = 0; n < N; n += V::kTileVectors) {
         Acc acc[kRows][V::kTileVectors];
-        multiply<V::kTileVectors>(acc, a, a_stride, b + n * 16, N, steps);
+        multiply<V::kTileVectors>(acc, a, a_stride, b + n * 16, N, steps, NoHook());
         for (int r = 0; r < kRows; ++r)
           for (int v = 0; v < V::kTileVectors; ++v) V::store_i32(raw + (r * N + n + v) * 16, bits(acc[r][v]));
       }
@@ -85,15 +93,33 @@ struct Product {
     }
   }
 
-  template <int N>
+  template <int N, class Hook>
   [[gnu::always_inline]] static void multiply(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride,
-                                              const uint32_t* b, int b_vectors, int steps) {
+                                              const uint32_t* b, int b_vectors, int steps, Hook&& hook) {
     unroll<kRows>([&](auto r) __attribute__((always_inline)) {
       unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = from_bits(V::set_i32(0)); });
     });
     const int64_t b_stride = int64_t{b_vectors} * 16;
+    if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
+      multiply_steps<N>(acc, a, a_stride, b, b_stride, 0, steps);
+    } else {
+      unroll<kHooks>([&](auto turn) __attribute__((always_inline)) {
+        multiply_steps<N>(acc, a, a_stride, b, b_stride, steps * turn / kHooks, steps * (turn + 1) / kHooks);
+        hook(turn);
+        // Without this the compiler moves accumulators to the stack to make room for the hook's temporaries.
+        unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+          unroll<N>([&](auto v) __attribute__((always_inline)) { V::keep(acc[r][v]); });
+        });
+      });
+    }
+  }
+
+  template <int N>
+  [[gnu::always_inline]] static void multiply_steps(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride,
+                                                    const uint32_t* b, int64_t b_stride, int begin, int end) {
+    b += begin * b_stride;
 #pragma GCC unroll 4
-    for (int s = 0; s < steps; ++s, b += b_stride) {
+    for (int s = begin; s < end; ++s, b += b_stride) {
       I32 packed[N];
       unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
       unroll<kRows>([&](auto r) __attribute__((always_inline)) {

@@ -15,6 +15,7 @@ struct Unit {
   int real_rows = 0;
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
+  int buffer = 0;  // which of the two s16 and top arrays is this unit's
 };
 
 template <class V, class S>
@@ -42,13 +43,16 @@ class Scores {
   }
 
   // Into s16, saturating: for units whose every score is visible and within +-512 octaves.
-  void fixed(const Unit& u) {
-    each_row(
-        u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-          int16_t* to = s_.s16 + row * kBlockKeys + panel * kPanelKeys;
-          V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-          V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
-        });
+  // `hook`: see Product::run; called with the number of the register tile and its turn.
+  template <class Hook = NoHook>
+  [[gnu::always_inline]] void fixed(const Unit& u, Hook&& hook = {}) {
+    int16_t* s16 = s_.s16 + u.buffer * kUnitRows * kBlockKeys;
+    const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+      int16_t* to = s16 + row * kBlockKeys + panel * kPanelKeys;
+      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+    };
+    each_row(u, store, hook);
   }
 
   // Into s, in the order of the keys.
@@ -69,20 +73,27 @@ class Scores {
   }
 
   // body(row of the unit, panel, 4 vectors of scores)
-  template <class Body>
-  [[gnu::always_inline]] void each_row(const Unit& u, Body&& body) {
+  template <class Body, class Hook = NoHook>
+  [[gnu::always_inline]] void each_row(const Unit& u, Body&& body, Hook&& hook = {}) {
+    int tile = 0;
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
       const int64_t at = u.block * kBlockKeys + panel * kPanelKeys;
       const uint32_t* keys = panel_keys(u, panel);
-      for (int row = 0; row < u.rows; row += Qk::kRows) {
+      for (int row = 0; row < u.rows; row += Qk::kRows, ++tile) {
         const int first = u.first_row + row;
-        Qk::template run<4>(
-            s_.q + first * s_.q_stride, s_.q_stride, keys, steps_,
-            s_.raw, [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
-              F32 x[4];
-              scale(first + r, at, acc, x);
-              body(row + r, panel, x);
-            });
+        const auto emit = [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
+          F32 x[4];
+          scale(first + r, at, acc, x);
+          body(row + r, panel, x);
+        };
+        const uint32_t* q = s_.q + first * s_.q_stride;
+        if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
+          Qk::template run<4>(q, s_.q_stride, keys, steps_, s_.raw, emit);
+        } else {
+          Qk::template run<4>(
+              q, s_.q_stride, keys, steps_, s_.raw,
+              emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
+        }
       }
     }
   }

@@ -38,33 +38,70 @@ class Softmax {
     }
   }
 
-  // Scores in s16 (packed order).
+  // Scores in s16 (packed order): the three steps that kernel/pipeline.h runs beside products.
   void fixed(const Unit& u) {
-    for (int r = 0; r < u.rows; ++r) {
-      const int16_t* s = s_.s16 + r * kBlockKeys;
-      I16 top = V::load_i16(s + u.panel_begin * kPanelKeys);
-      for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32)
-        top = V::max_i16(top, V::load_i16(s + i));
-      s_.top[r] = V::reduce_max_i16(top);
-    }
-    update_fixed(u);
-    for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, static_cast<int16_t>(s_.top[r]));
+    for (int r = 0; r < u.rows; ++r) find_top(u, r);
+    update(u);
+    for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, static_cast<int16_t>(top(u)[r]));
+  }
+
+  // Maximum of one row of the block.
+  [[gnu::always_inline]] void find_top(const Unit& u, int r) const {
+    const int16_t* s = scores(u, r);
+    I16 a = V::load_i16(s + u.panel_begin * kPanelKeys), b = V::load_i16(s + u.panel_begin * kPanelKeys + 32);
+    for (int i = (u.panel_begin + 1) * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys)
+      a = V::max_i16(a, V::load_i16(s + i)), b = V::max_i16(b, V::load_i16(s + i + 32));
+    top(u)[r] = V::reduce_max_i16(V::max_i16(a, b));
+  }
+
+  // m, alpha and beta of the unit's 16 rows from the block maxima.
+  void update(const Unit& u) const {
+    const I32 block = V::load_i32(top(u)), old = V::load_i32(s_.m + u.first_row), highest = V::max_i32(block, old);
+    V::store_i32(s_.m + u.first_row, highest);
+    const F32 octave = V::set(1 / S::kUnitsPerOctave);
+    V::store(s_.alpha, V::exp2(V::mul(V::to_f32(V::sub_i32(old, highest)), octave)));
+    V::store(s_.beta, V::exp2(V::mul(V::to_f32(V::sub_i32(block, highest)), octave)));
+  }
+
+  // P of one row and panel from the row's maximum `top`; adds to the sums of u / 8.
+  [[gnu::always_inline]] void exponentials(const Unit& u, int r, int panel, int16_t row_top, I16& sum) const {
+    // Scores more than 1023 units (16 octaves) below the top are as good as -inf: clamped, they give P = 0.
+    const int lowest = row_top - 1023;
+    const I16 reference = V::set_i16(row_top);
+    const I16 floor = V::set_i16(static_cast<int16_t>(lowest < -32768 ? -32768 : lowest));
+    const I16 round8 = V::set_i16(4), round32 = V::set_i16(16);
+    const int16_t* s = scores(u, r) + panel * kPanelKeys;
+    I16 p[2];
+    unroll<2>([&](auto h) __attribute__((always_inline)) {
+      const I16 d = V::sub_i16(reference, V::max_i16(floor, V::load_i16(s + h * 32)));
+      const I16 x = V::template shift_right_i16<3>(V::add_i16(V::exp2_i16(d), round8));
+      sum = V::add_i16(sum, x);
+      p[h] = V::template shift_right_i16<5>(V::add_i16(x, round32));
+    });
+    V::store_u8(s_.p + r * kBlockKeys + panel * kPanelKeys, p[0], p[1]);
+  }
+
+  // l of one row, when the sums of all its panels are known.
+  [[gnu::always_inline]] void add_sums(const Unit& u, int r, I16 sum) const {
+    float* l = s_.l + (u.first_row + r) * 16;
+    const F32 part = V::mul(V::to_f32(V::sum_pairs_u16(sum)), V::set(s_.beta[r]));
+    V::store(l, V::mul_add(V::load(l), V::set(s_.alpha[r]), part));
   }
 
   // Scores in s (natural order), any of which may be -inf; they go to s16 relative to their maximum.
   void fixed_from_natural(const Unit& u) {
     for (int r = 0; r < u.rows; ++r) {
-      const float top = row_top(u, r);
+      const float highest = row_top(u, r);
       // Rows whose maximum is beyond exact integers in f32 are left to exact_row(); here they only must not overflow.
       constexpr float kLimit = 1 << 23;
-      const bool seen = top > -std::numeric_limits<float>::infinity();
-      if (seen && !(top > -kLimit && top < kLimit)) s_.exact[u.first_row + r] = 1;
-      const float clamped = top > kLimit ? kLimit : top < -kLimit ? -kLimit : top;
+      const bool seen = highest > -std::numeric_limits<float>::infinity();
+      if (seen && !(highest > -kLimit && highest < kLimit)) s_.exact[u.first_row + r] = 1;
+      const float clamped = highest > kLimit ? kLimit : highest < -kLimit ? -kLimit : highest;
       // Rounded, so that no score lies more than half a unit above it.
-      s_.top[r] = seen ? static_cast<int32_t>(std::nearbyint(clamped)) : kNone;
-      pack_row(u, r, V::set(seen ? static_cast<float>(s_.top[r]) : 0));
+      top(u)[r] = seen ? static_cast<int32_t>(std::nearbyint(clamped)) : kNone;
+      pack_row(u, r, V::set(seen ? static_cast<float>(top(u)[r]) : 0));
     }
-    update_fixed(u);
+    update(u);
     for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, 0);
   }
 
@@ -72,7 +109,7 @@ class Softmax {
   void floating(const Unit& u) {
     for (int r = 0; r < u.rows; ++r) {
       float* m = s_.m + u.first_row + r;
-      const float old = *m, top = row_top(u, r), highest = top > old ? top : old;
+      const float old = *m, block = row_top(u, r), highest = block > old ? block : old;
       const float reference = highest > -std::numeric_limits<float>::infinity() ? highest : 0;
       *m = highest;
       s_.alpha[r] = old - reference;
@@ -86,7 +123,11 @@ class Softmax {
     }
   }
 
+  int32_t* top(const Unit& u) const { return s_.top + u.buffer * kUnitRows; }
+
  private:
+  int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
+
   float row_top(const Unit& u, int r) const {
     const float* s = s_.s + r * kBlockKeys;
     F32 top = V::load(s + u.panel_begin * kPanelKeys);
@@ -100,42 +141,16 @@ class Softmax {
       F32 x[4];
       for (int v = 0; v < 4; ++v) x[v] = V::sub(V::load(from + v * 16), reference);
       V::transpose_quarters(x);
-      int16_t* to = s_.s16 + r * kBlockKeys + panel * kPanelKeys;
+      int16_t* to = scores(u, r) + panel * kPanelKeys;
       V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
       V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
     }
   }
 
-  // m, alpha and beta of the unit's 16 rows from the block maxima.
-  void update_fixed(const Unit& u) {
-    const I32 top = V::load_i32(s_.top), old = V::load_i32(s_.m + u.first_row), highest = V::max_i32(top, old);
-    V::store_i32(s_.m + u.first_row, highest);
-    const F32 octave = V::set(1 / S::kUnitsPerOctave);
-    V::store(s_.alpha, V::exp2(V::mul(V::to_f32(V::sub_i32(old, highest)), octave)));
-    V::store(s_.beta, V::exp2(V::mul(V::to_f32(V::sub_i32(top, highest)), octave)));
-  }
-
-  void exponentials_fixed(const Unit& u, int r, int16_t top) {
-    // Scores more than 1023 units (16 octaves) below the top are as good as -inf: clamped, they give P = 0.
-    const int lowest = top - 1023;
-    const I16 reference = V::set_i16(top), floor = V::set_i16(static_cast<int16_t>(lowest < -32768 ? -32768 : lowest));
-    const I16 round8 = V::set_i16(4), round32 = V::set_i16(16);
+  void exponentials_fixed(const Unit& u, int r, int16_t row_top) const {
     I16 sum = V::set_i16(0);
-    const int16_t* s = s_.s16 + r * kBlockKeys;
-    uint8_t* to = s_.p + r * kBlockKeys;
-    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys) {
-      I16 p[2];
-      unroll<2>([&](auto h) __attribute__((always_inline)) {
-        const I16 d = V::sub_i16(reference, V::max_i16(floor, V::load_i16(s + i + h * 32)));
-        const I16 x = V::template shift_right_i16<3>(V::add_i16(V::exp2_i16(d), round8));
-        sum = V::add_i16(sum, x);
-        p[h] = V::template shift_right_i16<5>(V::add_i16(x, round32));
-      });
-      V::store_u8(to + i, p[0], p[1]);
-    }
-    float* l = s_.l + (u.first_row + r) * 16;
-    const F32 part = V::mul(V::to_f32(V::sum_pairs_u16(sum)), V::set(s_.beta[r]));
-    V::store(l, V::mul_add(V::load(l), V::set(s_.alpha[r]), part));
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) exponentials(u, r, panel, row_top, sum);
+    add_sums(u, r, sum);
   }
 
   // Sums of P go to raw until alpha is known.

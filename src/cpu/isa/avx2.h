@@ -32,6 +32,7 @@ struct Avx2 {
   // registers for products.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr int kStepAlign = 1;
 
   struct F32 {
@@ -72,6 +73,9 @@ struct Avx2 {
   }
 
   // ---- f32
+  static void keep(F32& x) { asm volatile("" : "+x"(x.lo), "+x"(x.hi)); }
+  static void keep(I32& x) { asm volatile("" : "+x"(x.lo), "+x"(x.hi)); }
+
   static F32 set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
   static F32 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }

@@ -16,6 +16,7 @@ struct Avx512Vnni {
   // registers, which leaves room for the epilogue's constants.
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kOverlaps = true;  // enough registers for products and softmax at once
   static constexpr int kStepAlign = 1;
 
   using F32 = __m512;
@@ -53,6 +54,9 @@ struct Avx512Vnni {
   static I32 load_u8(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+
+  static void keep(F32& x) { asm volatile("" : "+v"(x)); }
+  static void keep(I32& x) { asm volatile("" : "+v"(x)); }
 
   static F32 set(float x) { return _mm512_set1_ps(x); }
   static F32 zero() { return _mm512_setzero_ps(); }

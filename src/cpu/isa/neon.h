@@ -15,6 +15,7 @@ struct Neon {
   // 16 accumulators, a vector, its correction for dot4 and the rows' broadcasts: 16 + 4 + 4 + 4 of 32 registers.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr int kStepAlign = 1;
 
   struct F32 {
@@ -77,6 +78,9 @@ struct Neon {
   }
 
   // ---- f32
+  static void keep(F32& x) { asm volatile("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d)); }
+  static void keep(I32& x) { asm volatile("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d)); }
+
   static F32 set(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x)}; }
   static F32 zero() { return set(0); }
   static F32 add(F32 x, F32 y) {

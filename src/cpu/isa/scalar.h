@@ -28,6 +28,7 @@ struct Scalar {
   // Rows x vectors of one register tile of a product. Bound: rows * vectors + vectors + 1 registers.
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr bool kHasTiles = false;  // a matrix engine (tile_* operations)
+  static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   // Steps (4 bytes of K dimension) of a packed operand are padded to a multiple of this.
   static constexpr int kStepAlign = 1;
 
@@ -281,6 +282,10 @@ struct Scalar {
   static I32 sum_pairs_u16(I16 a) {
     return each<I32>([&](int i) { return static_cast<uint16_t>(a.v[2 * i]) + static_cast<uint16_t>(a.v[2 * i + 1]); });
   }
+
+  // ---- for the compiler: the value is needed in registers here and may have changed
+  static void keep(F32& x) { asm volatile("" : "+m"(x)); }
+  static void keep(I32& x) { asm volatile("" : "+m"(x)); }
 
   // ---- helpers of this header
   template <class T>
