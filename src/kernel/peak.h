@@ -6,15 +6,18 @@
 
 namespace clary {
 
-// Independent chains of one instruction: as many accumulators as a register tile has. Returns operations done.
-template <class V, class Acc, class Step>
-[[gnu::always_inline]] inline double peak_chains(int64_t rounds, double ops_per_step, Acc first, Step&& step) {
+// Independent chains of one instruction: as many accumulators as a register tile has, and one operand that is new in
+// each round, as the packed one of a product. Returns operations done.
+template <class V, class Acc, class I32, class Step>
+[[gnu::always_inline]] inline double peak_chains(int64_t rounds, double ops_per_step, Acc first, I32 operand,
+                                                 Step&& step) {
   constexpr int kChains = V::kTileRows * V::kTileVectors;
   Acc acc[kChains];
   unroll<kChains>([&](auto i) __attribute__((always_inline)) { acc[i] = first; });
   for (int64_t r = 0; r < rounds; ++r) {
+    V::keep(operand);
     unroll<kChains>([&](auto i) __attribute__((always_inline)) {
-      acc[i] = step(acc[i]);
+      acc[i] = step(acc[i], operand);
       V::keep(acc[i]);
     });
   }
@@ -46,14 +49,12 @@ double peak_work(clary_peak what, int64_t rounds) {
     if (what != CLARY_PEAK_F32) return peak_tiles<V>(what, rounds);
   const I32 ones = V::set_i32(0x01010101);
   const F32 one = V::set(1), tiny = V::set(1e-8f);
-  if (what == CLARY_PEAK_INT8)
-    return peak_chains<V>(
-        rounds, 128, ones, [&](I32 acc) __attribute__((always_inline)) { return V::dot4(acc, ones, ones); });
-  if (what == CLARY_PEAK_BF16)
-    return peak_chains<V>(
-        rounds, 64, one, [&](F32 acc) __attribute__((always_inline)) { return V::dot2(acc, ones, ones); });
-  return peak_chains<V>(
-      rounds, 32, one, [&](F32 acc) __attribute__((always_inline)) { return V::mul_add(acc, one, tiny); });
+  const auto dot4 = [&](I32 acc, I32 x) __attribute__((always_inline)) { return V::dot4(acc, x, ones); };
+  const auto dot2 = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::dot2(acc, x, ones); };
+  const auto fma = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::mul_add(acc, one, V::as_f32(x)); };
+  if (what == CLARY_PEAK_INT8) return peak_chains<V>(rounds, 128, ones, ones, dot4);
+  if (what == CLARY_PEAK_BF16) return peak_chains<V>(rounds, 64, one, ones, dot2);
+  return peak_chains<V>(rounds, 32, one, V::as_i32(tiny), fma);
 }
 
 // Sum of `count` floats, a multiple of 64, in four chains.

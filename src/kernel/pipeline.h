@@ -1,4 +1,4 @@
-// Consecutive full units of the fixed-point softmax, overlapped: the vector ports that products leave idle do the softmax.
+// Consecutive full units of the fixed-point softmax, overlapped: the ports that products leave idle do the softmax.
 //
 //   QK of unit u        beside   exponentials of unit u-1     one panel of one row per turn: 16 tiles x 4 turns
 //   PV of unit u-1      beside   row maxima of unit u

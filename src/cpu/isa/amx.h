@@ -18,7 +18,7 @@ struct Amx : Avx512Bf16 {
   static constexpr const char* kName = "amx";
   static constexpr bool kHasTiles = true;
   static constexpr bool kOverlaps = false;  // products do not run on the vector ports
-  static constexpr int kStepAlign = 16;  // steps of one tile
+  static constexpr int kStepAlign = 16;     // steps of one tile
 
   // Asks the kernel for the tile registers, once per process; threads started later inherit the answer.
   static bool request_permission() {
