@@ -24,16 +24,14 @@ class Rules {
 
   enum class MaskState : uint8_t { hides_all, hides_some, shows_all };
 
-  // What the mask does to the visible panels of a unit. One pass over its bytes, which ends as soon as it is known.
+  // What the mask does to the visible panels of a unit.
   MaskState look_at_mask(const Unit& u) const {
     if (p_.mask.kind == Mask::Kind::none || a_.mask_folded) return MaskState::shows_all;
     bool any_hidden = false, any_shown = false;
-    for (int r = 0; r < u.real_rows && !(any_hidden && any_shown); ++r) {
-      if (p_.mask.kind == Mask::Kind::boolean) {
-        look_at_boolean(u, r, any_hidden, any_shown);
-      } else {
-        look_at_additive(u, r, any_hidden, any_shown);
-      }
+    if (p_.mask.kind == Mask::Kind::boolean) {
+      look_at_boolean(u, any_hidden, any_shown);
+    } else {
+      for (int r = 0; r < u.real_rows && !(any_hidden && any_shown); ++r) look_at_additive(u, r, any_hidden, any_shown);
     }
     return !any_shown ? MaskState::hides_all : any_hidden ? MaskState::hides_some : MaskState::shows_all;
   }
@@ -70,20 +68,22 @@ class Rules {
            first_key(u, u.panel_begin) * p_.mask.key;
   }
 
-  void look_at_boolean(const Unit& u, int r, bool& any_hidden, bool& any_shown) const {
-    const auto* bytes = static_cast<const uint8_t*>(p_.mask.data) + mask_index(u, r);
-    const int count = p_.mask.key == 0 ? 1 : existing_keys(u);
-    I32 all = V::set_i32(-1), some = V::set_i32(0);
-    int i = 0;
-    for (; i + 64 <= count; i += 64) {
-      const I32 x = V::load_i32(bytes + i);
-      all = V::min_u8(all, x), some = V::or_i32(some, x);
+  // Smallest and largest byte over all rows at once: 64 loads for a whole tile.
+  void look_at_boolean(const Unit& u, bool& any_hidden, bool& any_shown) const {
+    const int count = p_.mask.key == 0 ? 1 : existing_keys(u), whole = count / 64 * 64;
+    I32 smallest = V::set_i32(-1), any = V::set_i32(0);
+    for (int r = 0; r < u.real_rows; ++r) {
+      const auto* bytes = static_cast<const uint8_t*>(p_.mask.data) + mask_index(u, r);
+      for (int i = 0; i < whole; i += 64) {
+        const I32 x = V::load_i32(bytes + i);
+        smallest = V::min_u8(smallest, x), any = V::or_i32(any, x);
+      }
+      for (int i = whole; i < count; ++i) (bytes[i] != 0 ? any_shown : any_hidden) = true;
     }
-    uint8_t smallest[64], largest[64];
-    V::store_i32(smallest, all), V::store_i32(largest, some);
-    if (i > 0)
-      for (int b = 0; b < 64; ++b) any_hidden |= smallest[b] == 0, any_shown |= largest[b] != 0;
-    for (; i < count; ++i) (bytes[i] != 0 ? any_shown : any_hidden) = true;
+    if (whole == 0) return;
+    alignas(64) uint8_t low[64], high[64];
+    V::store_i32(low, smallest), V::store_i32(high, any);
+    for (int b = 0; b < 64; ++b) any_hidden |= low[b] == 0, any_shown |= high[b] != 0;
   }
 
   // Zeros show and change nothing; anything else but -inf both shows and changes.

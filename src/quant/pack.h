@@ -84,6 +84,9 @@ class Packer {
     const int64_t stride = image_stride(sizes_.key_steps, static_cast<int>(p.dim_qk));
     std::memset(head_.nonfinite + first_key_, 0, kBlockKeys);
     head_.block_nonfinite[a_.block] = 0;
+    // Padding keys are multiplied too: their scores must be finite before the bias makes them -inf.
+    if (sizes_.key_scales) std::memset(head_.key_scales + first_key_, 0, kBlockKeys * sizeof(float));
+    if (sizes_.key_zeros) std::memset(head_.key_zeros + first_key_, 0, kBlockKeys * sizeof(float));
     fill_bias();
     float largest_norm = 0;
     for (int panel = 0; panel * kPanelKeys < keys_; ++panel) {
