@@ -145,7 +145,7 @@ void fill_params(Reader& in, Call& call) {
   if (in.one_in(3)) p.window_right = static_cast<int8_t>(in.byte());
   if (!in.one_in(8)) return;
   switch (in.byte() % 5) {
-    case 0: p.size = in.byte(); break;
+    case 0: p.size = in.byte() * 8u; break;  // whole fields, as every version of the struct has
     case 1: p.precision = static_cast<clary_precision>(in.byte() & 7); break;  // the bits that the enum has
     case 2: p.causal_offset = hostile(in); break;
     case 3: p.window_left = hostile(in); break;
@@ -203,9 +203,9 @@ void fill_call(Reader& in, Call& call) {
   if (in.one_in(4)) fill_varlen(in, call);
 }
 
-// One context per instruction set of this CPU.
+// One context per instruction set of this CPU, for the life of the process.
 const std::vector<clary_context*>& contexts() {
-  static const std::vector<clary_context*> all = [] {
+  static const auto& all = *new std::vector<clary_context*>([] {
     std::vector<clary_context*> made;
     for (int i = 0; i < clary_isa_count(); ++i) {
       if (clary_isa_supported(i) == 0) continue;
@@ -218,7 +218,7 @@ const std::vector<clary_context*>& contexts() {
       made.push_back(context);
     }
     return made;
-  }();
+  }());
   return all;
 }
 
