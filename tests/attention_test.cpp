@@ -43,9 +43,12 @@ TEST_P(Attention, RelativeErrorOnNormalDataIsWithinItsGate) {
     Tensors tensors = make_tensors(p);
     ASSERT_EQ(run_guarded(p, tensors, shared_context(isa())), CLARY_OK) << clary_last_error();
     const auto rows = rows_of(p, 192);
-    const Errors errors = output_errors(p, tensors, rows, exact_attention(p, tensors, rows));
+    const Exact exact = exact_attention(p, tensors, rows);
+    const Errors errors = output_errors(p, tensors, rows, exact);
     EXPECT_LE(errors.relative_l2, normal_gate(precision(), isa())) << support::to_string(p);
     EXPECT_EQ(errors.mismatched_nonfinite, 0);
+    // The score errors that make up the gate average out over the keys of a row.
+    EXPECT_LE(lse_errors(p, tensors, rows, exact).max_abs, normal_gate(precision(), isa())) << support::to_string(p);
   }
 }
 
@@ -56,7 +59,7 @@ TEST_P(Attention, StructuredDataQuantisesWell) {
     ASSERT_EQ(run_guarded(p, tensors, shared_context(isa())), CLARY_OK) << clary_last_error();
     const auto rows = rows_of(p);
     const Errors errors = output_errors(p, tensors, rows, exact_attention(p, tensors, rows));
-    EXPECT_LE(errors.relative_l2, precision() == CLARY_INT4 ? 0.01 : 0.003) << support::to_string(p);
+    EXPECT_LE(errors.relative_l2, precision() == CLARY_INT4 ? 0.01 : 0.001) << support::to_string(p);
     EXPECT_GE(errors.cosine, 0.9999);
   }
 }

@@ -55,9 +55,9 @@ TEST(Controls, TheErrorGateSeesWrongOutputs) {
        [](Tensor& out) {
          for (int64_t d = 0; d < 32; ++d) out.set(0, 0, 21, d, 0);
        }},
-      {"one channel missing",
+      {"two channels missing",
        [](Tensor& out) {
-         for (int64_t i = 0; i < 24; ++i) out.set(0, 0, i, 31, 0);
+         for (int64_t i = 0; i < 24; ++i) out.set(0, 0, i, 30, 0), out.set(0, 0, i, 31, 0);
        }},
       {"one value far off", [](Tensor& out) { out.set(0, 0, 23, 31, out.at(0, 0, 23, 31) + 2); }},
       {"one NaN", [](Tensor& out) { out.set(0, 0, 23, 31, std::numeric_limits<double>::quiet_NaN()); }},

@@ -21,7 +21,7 @@ class Random : public testing::TestWithParam<uint64_t> {};
 INSTANTIATE_TEST_SUITE_P(Shards, Random, testing::Range(uint64_t{0}, kShards));
 
 TEST_P(Random, ProblemsAgreeWithFloat64) {
-  const uint64_t seed = environment_or("CLARY_TEST_SEED", 20260), total = environment_or("CLARY_TEST_PROBLEMS", 2400);
+  const uint64_t seed = environment_or("CLARY_TEST_SEED", 20260), total = environment_or("CLARY_TEST_PROBLEMS", 4000);
   const uint64_t count = (total + kShards - 1) / kShards;
   std::printf("seed %llu, shard %llu of %llu: %llu problems\n", static_cast<unsigned long long>(seed),
               static_cast<unsigned long long>(GetParam()), static_cast<unsigned long long>(kShards),

@@ -140,7 +140,7 @@ struct KernelTable {
   void (*attend[kPrecisions])(const AttendArgs& args);
   void (*merge)(const MergeArgs& args);
   size_t (*pack_scratch_bytes)(int dim_qk, int dim_v);
-  size_t (*attend_scratch_bytes)(const PackedSizes& sizes, int dim_qk);
+  size_t (*attend_scratch_bytes)(const PackedSizes& sizes, const Problem& problem);
   // Runs `rounds` rounds of independent multiply-adds on registers; returns the number of operations done.
   double (*work)(clary_peak what, int64_t rounds);
   float (*sum_memory)(const float* data, int64_t count);  // count: a multiple of 64

@@ -35,6 +35,7 @@ class Attend {
     Queries<V, S>(a_, s_).load();
     find_exact_rows();
     find_bounds();
+    rules_.survey_mask();
     softmax_.reset(a_.sizes->value_width);
     for (int64_t block = a_.block_begin; block < a_.block_end; ++block) {
       bool unpacked = S::kQk != Element::i4;
@@ -60,7 +61,7 @@ class Attend {
 
   static ItemState make_state(const AttendArgs& args) {
     Arena arena(args.scratch);
-    return lay_out_item(arena, *args.sizes, args.problem->dim_qk);
+    return lay_out_item(arena, *args.sizes, args.problem->dim_qk, mask_blocks(*args.problem));
   }
 
   Unit unit_of(int row, int64_t block) const {

@@ -34,12 +34,21 @@ struct ItemState {
   int32_t* raw = nullptr;  // [16][64] products on their way to the epilogue
   float* alpha = nullptr;  // [16] rescale O, and (fixed point) beta: scale of this block
   float* beta = nullptr;
-  int32_t* top = nullptr;        // [2][16] block maxima, fixed point
+  int32_t* top = nullptr;  // [2][16] block maxima, fixed point
+  // Boolean masks: Rules::MaskState of [unit][block of the item], and per block the smallest and the or-ed bytes.
+  uint8_t* mask_states = nullptr;
+  uint32_t* mask_bytes = nullptr;
   uint32_t* unpacked = nullptr;  // one block of INT4 keys as bytes
 };
 
-// Lays the state out in `arena`; the same code measures it.
-[[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t dim_qk) {
+[[gnu::always_inline]] inline int64_t mask_blocks(const Problem& p) {
+  return p.mask.kind == Mask::Kind::boolean ? (p.max_len_k + kBlockKeys - 1) / kBlockKeys : 0;
+}
+
+// Lays the state out in `arena`; the same code measures it. mask_blocks: blocks of keys that a boolean mask is surveyed
+// for.
+[[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t dim_qk,
+                                                     int64_t mask_blocks) {
   ItemState s;
   // Rows of Q are written in whole vectors of channels.
   s.q_stride = round_up(sizes.key_steps > round_up(dim_qk, 16) ? sizes.key_steps : round_up(dim_qk, 16), 16);
@@ -63,6 +72,8 @@ struct ItemState {
   s.alpha = arena.take<float>(kUnitRows);
   s.beta = arena.take<float>(kUnitRows);
   s.top = arena.take<int32_t>(2 * kUnitRows);
+  s.mask_states = arena.take<uint8_t>(kItemRows / kUnitRows * mask_blocks);
+  s.mask_bytes = arena.take<uint32_t>(mask_blocks * 32);
   if (sizes.key_zeros) s.unpacked = arena.take<uint32_t>(int64_t{kBlockKeys} * sizes.key_steps);
   return s;
 }

@@ -24,16 +24,33 @@ class Rules {
 
   enum class MaskState : uint8_t { hides_all, hides_some, shows_all };
 
-  // What the mask does to the visible panels of a unit.
+  // What the mask does to the visible panels of a unit (a boolean one: to its whole block).
   MaskState look_at_mask(const Unit& u) const {
     if (p_.mask.kind == Mask::Kind::none || a_.mask_folded) return MaskState::shows_all;
+    if (p_.mask.kind == Mask::Kind::boolean)
+      return static_cast<MaskState>(s_.mask_states[u.first_row / kUnitRows * blocks() + u.block - a_.block_begin]);
     bool any_hidden = false, any_shown = false;
-    if (p_.mask.kind == Mask::Kind::boolean) {
-      look_at_boolean(u, any_hidden, any_shown);
-    } else {
-      for (int r = 0; r < u.real_rows && !(any_hidden && any_shown); ++r) look_at_additive(u, r, any_hidden, any_shown);
+    for (int r = 0; r < u.real_rows && !(any_hidden && any_shown); ++r) look_at_additive(u, r, any_hidden, any_shown);
+    return state(any_hidden, any_shown);
+  }
+
+  // Reads the boolean mask of all rows and blocks of the item, once and row by row, as it lies in memory.
+  void survey_mask() {
+    if (p_.mask.kind != Mask::Kind::boolean || a_.mask_folded) return;
+    for (int row = 0; row < a_.count; row += kUnitRows) {
+      const int rows = a_.count - row < kUnitRows ? a_.count - row : kUnitRows;
+      for (int64_t i = 0; i < blocks(); ++i) {
+        V::store_i32(s_.mask_bytes + i * 32, V::set_i32(-1));
+        V::store_i32(s_.mask_bytes + i * 32 + 16, V::set_i32(0));
+      }
+      for (int r = row; r < row + rows; ++r) survey_row(r);
+      for (int64_t i = 0; i < blocks(); ++i) {
+        bool any_hidden = false, any_shown = false;
+        const auto* bytes = reinterpret_cast<const uint8_t*>(s_.mask_bytes + i * 32);
+        for (int b = 0; b < 64; ++b) any_hidden |= bytes[b] == 0, any_shown |= bytes[64 + b] != 0;
+        s_.mask_states[row / kUnitRows * blocks() + i] = static_cast<uint8_t>(state(any_hidden, any_shown));
+      }
     }
-    return !any_shown ? MaskState::hides_all : any_hidden ? MaskState::hides_some : MaskState::shows_all;
   }
 
   // Applies everything to the scores of a unit.
@@ -68,22 +85,39 @@ class Rules {
            first_key(u, u.panel_begin) * p_.mask.key;
   }
 
-  // Smallest and largest byte over all rows at once: 64 loads for a whole tile.
-  void look_at_boolean(const Unit& u, bool& any_hidden, bool& any_shown) const {
-    const int count = p_.mask.key == 0 ? 1 : existing_keys(u), whole = count / 64 * 64;
-    I32 smallest = V::set_i32(-1), any = V::set_i32(0);
-    for (int r = 0; r < u.real_rows; ++r) {
-      const auto* bytes = static_cast<const uint8_t*>(p_.mask.data) + mask_index(u, r);
-      for (int i = 0; i < whole; i += 64) {
-        const I32 x = V::load_i32(bytes + i);
-        smallest = V::min_u8(smallest, x), any = V::or_i32(any, x);
+  int64_t blocks() const { return a_.block_end - a_.block_begin; }
+  static MaskState state(bool any_hidden, bool any_shown) {
+    return !any_shown ? MaskState::hides_all : any_hidden ? MaskState::hides_some : MaskState::shows_all;
+  }
+
+  // Adds one row to the smallest and the or-ed bytes of every block.
+  void survey_row(int r) {
+    const Row& row = a_.rows[r];
+    const int64_t first = a_.block_begin * kBlockKeys;
+    const auto* bytes = static_cast<const uint8_t*>(p_.mask.data) + a_.sequence_index * p_.mask.batch +
+                        row.head * p_.mask.head + row.query * p_.mask.query + first * p_.mask.key;
+    for (int64_t i = 0; i < blocks(); ++i) {
+      uint32_t* to = s_.mask_bytes + i * 32;
+      I32 smallest = V::load_i32(to), any = V::load_i32(to + 16);
+      const auto add = [&](I32 x) { smallest = V::min_u8(smallest, x), any = V::or_i32(any, x); };
+      const int64_t left = a_.sequence.len_k - first - i * kBlockKeys, count = left < kBlockKeys ? left : kBlockKeys;
+      if (p_.mask.key == 0) {
+        add(V::set_i32(bytes[0] * 0x01010101));
+      } else {
+        int64_t key = 0;
+        for (; key + 64 <= count; key += 64) add(V::load_i32(bytes + i * kBlockKeys + key));
+        if (key < count) add(tail(bytes + i * kBlockKeys + key, count - key));
       }
-      for (int i = whole; i < count; ++i) (bytes[i] != 0 ? any_shown : any_hidden) = true;
+      V::store_i32(to, smallest), V::store_i32(to + 16, any);
     }
-    if (whole == 0) return;
-    alignas(64) uint8_t low[64], high[64];
-    V::store_i32(low, smallest), V::store_i32(high, any);
-    for (int b = 0; b < 64; ++b) any_hidden |= low[b] == 0, any_shown |= high[b] != 0;
+  }
+
+  // Fewer than 64 bytes, the first one repeated to fill the vector.
+  static I32 tail(const uint8_t* bytes, int64_t count) {
+    uint8_t copy[64];
+    std::memset(copy, bytes[0], sizeof copy);
+    std::memcpy(copy, bytes, static_cast<size_t>(count));
+    return V::load_i32(copy);
   }
 
   // Zeros show and change nothing; anything else but -inf both shows and changes.

@@ -37,9 +37,9 @@ size_t pack_scratch_bytes(int dim_qk, int dim_v) {
 }
 
 template <class V>
-size_t attend_scratch_bytes(const PackedSizes& sizes, int dim_qk) {
+size_t attend_scratch_bytes(const PackedSizes& sizes, const Problem& problem) {
   Arena arena;
-  lay_out_item(arena, sizes, dim_qk);
+  lay_out_item(arena, sizes, problem.dim_qk, mask_blocks(problem));
   return arena.used_bytes();
 }
 

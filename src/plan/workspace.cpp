@@ -18,8 +18,8 @@ void include(const Plan& plan, Precision precision, Needs& needs) {
   needs.value_width = sizes.value_width;
   needs.biases = std::max(needs.biases, plan.biases(precision));
   needs.key_scales |= sizes.key_scales, needs.key_zeros |= sizes.key_zeros, needs.value_scales |= sizes.value_scales;
-  const size_t scratch =
-      std::max(plan.kernels->attend_scratch_bytes(sizes, dim_qk), plan.kernels->pack_scratch_bytes(dim_qk, dim_v));
+  const size_t scratch = std::max(plan.kernels->attend_scratch_bytes(sizes, plan.problem),
+                                  plan.kernels->pack_scratch_bytes(dim_qk, dim_v));
   needs.scratch_bytes = std::max(needs.scratch_bytes, static_cast<int64_t>(scratch));
 }
 
