@@ -39,7 +39,7 @@ clary_status read_options(const clary_context_options* given, clary_context_opti
   clary_context_options_init(&options);
   if (given == nullptr) return CLARY_OK;
   constexpr size_t kSmallest = offsetof(clary_context_options, parallel_for);
-  if (given->size < kSmallest || given->size > 4096)
+  if (given->size < kSmallest || given->size > 4096 || given->size % 8 != 0)
     return fail(CLARY_INVALID_ARGUMENT, "options.size: is %zu, must be sizeof(clary_context_options), here %zu",
                 given->size, sizeof options);
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);

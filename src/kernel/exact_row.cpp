@@ -15,7 +15,7 @@ class ExactRow {
   ExactRow(const Problem& p, const Tensors& t, const Sequence& sequence, int64_t sequence_index, const Row& row)
       : p_(p),
         t_(t),
-        sequence_(sequence),
+
         index_(sequence_index),
         row_(row),
         keys_(p.visible_keys(sequence, row.query)) {
@@ -78,7 +78,6 @@ class ExactRow {
 
   const Problem& p_;
   const Tensors& t_;
-  const Sequence& sequence_;
   const int64_t index_;
   const Row& row_;
   const KeyRange keys_;

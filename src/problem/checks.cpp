@@ -90,14 +90,22 @@ void apply_layout(clary_layout layout, View& view) {
 
 Strides strides_of(const View& view) { return {view.strides[0], view.strides[1], view.strides[2]}; }
 
+// Enumerations arrive as whatever number the caller wrote; loading one that is out of range as an enum is undefined.
+template <class Enum>
+int number(const Enum& value) {
+  static_assert(sizeof(Enum) == sizeof(int));
+  int x = 0;
+  std::memcpy(&x, &value, sizeof x);
+  return x;
+}
+
 clary_status check_enums(const clary_attention_params& p) {
-  if (p.layout != CLARY_BHSD && p.layout != CLARY_BSHD)
-    CLARY_REJECT("layout: is %d, allowed are CLARY_BHSD (0) and CLARY_BSHD (1)", static_cast<int>(p.layout));
-  if (p.precision < CLARY_EXACT || p.precision > CLARY_AUTO)
-    CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_AUTO (5)", static_cast<int>(p.precision));
-  if (p.causal < CLARY_NOT_CAUSAL || p.causal > CLARY_CAUSAL_OFFSET)
-    CLARY_REJECT("causal: is %d, allowed are CLARY_NOT_CAUSAL (0) to CLARY_CAUSAL_OFFSET (3)",
-                 static_cast<int>(p.causal));
+  if (number(p.layout) < CLARY_BHSD || number(p.layout) > CLARY_BSHD)
+    CLARY_REJECT("layout: is %d, allowed are CLARY_BHSD (0) and CLARY_BSHD (1)", number(p.layout));
+  if (number(p.precision) < CLARY_EXACT || number(p.precision) > CLARY_AUTO)
+    CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_AUTO (5)", number(p.precision));
+  if (number(p.causal) < CLARY_NOT_CAUSAL || number(p.causal) > CLARY_CAUSAL_OFFSET)
+    CLARY_REJECT("causal: is %d, allowed are CLARY_NOT_CAUSAL (0) to CLARY_CAUSAL_OFFSET (3)", number(p.causal));
   return CLARY_OK;
 }
 
@@ -286,7 +294,8 @@ clary_status read_params(const clary_attention_params* given, clary_attention_pa
   clary_attention_params_init(&params);
   if (given == nullptr) return CLARY_OK;
   constexpr size_t kSmallest = offsetof(clary_attention_params, mask);
-  if (given->size < kSmallest || given->size > 4096)
+  // Fields end at multiples of 8, so a size that is none would cut one in two.
+  if (given->size < kSmallest || given->size > 4096 || given->size % 8 != 0)
     CLARY_REJECT("params.size: is %zu, must be sizeof(clary_attention_params), here %zu", given->size, sizeof params);
   const auto* bytes = reinterpret_cast<const unsigned char*>(given);
   for (size_t i = sizeof params; i < given->size; ++i)
