@@ -3,7 +3,7 @@
 # nowhere else, which is what makes the instruction sets agree bit for bit.
 set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-ignored-attributes)
 if(CLARY_SANITIZE)
-  set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off)  # instrumented unrolled loops take minutes to compile at -O3
+  set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off -Wno-ignored-attributes)  # instrumented unrolled loops take minutes to compile at -O3
 endif()
 if(CLARY_BUILD_FUZZERS)
   list(APPEND CLARY_KERNEL_FLAGS -fno-sanitize=undefined)  # three times faster to compile; the asan preset has it
@@ -42,5 +42,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   clary_kernels(amx ${avx512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   clary_kernels(neon -march=armv8.2-a+dotprod+fp16)
-  clary_kernels(i8mm -march=armv8.6-a+i8mm+bf16)
+  clary_kernels(i8mm -march=armv8.6-a+dotprod+i8mm+bf16)
 endif()

@@ -15,10 +15,10 @@ import subprocess
 import sys
 import tempfile
 
-# Unit name -> the types that may be named: its machine, or what only it instantiates.
+# Unit name -> the type that must be named (a pattern). AMX's emulation is made of Scalar and has its flags.
 OWN_TYPE = {
     "scalar": "Scalar", "avx2": "Avx2", "avxvnni": "AvxVnni", "avx512vnni": "Avx512Vnni", "avx512bf16": "Avx512Bf16",
-    "amx": "Amx", "amx_emulated": "AmxEmulated", "neon": "Neon", "i8mm": "I8mm",
+    "amx": "Amx", "amx_emulated": "(AmxEmulated|Scalar)", "neon": "Neon", "i8mm": "I8mm",
 }
 WEAK = "W"  # nm's letter for weak functions; V and u are data
 

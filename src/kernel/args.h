@@ -20,6 +20,8 @@ inline constexpr int kPanels = kBlockKeys / kPanelKeys;
 inline constexpr int kUnitRows = 16;
 // Rows of a work item at most: K and V of a block (64 KB at head dim 128) are used 8 times from L2.
 inline constexpr int kItemRows = 128;
+// Rows per key-value head up to which exact attention reads K and V directly: one unit.
+inline constexpr int kDirectRows = kUnitRows;
 // Tokens whose mean smooths a head: any vector is exact algebra, so a sample serves; 512 put it within 4 % of a
 // standard deviation of the true mean.
 inline constexpr int kMeanTokens = 512;
@@ -138,6 +140,8 @@ struct KernelTable {
   void (*channel_mean)(const MeanArgs& args);
   void (*pack[kPrecisions])(const PackArgs& args);
   void (*attend[kPrecisions])(const AttendArgs& args);
+  // Exact, from K and V as they lie; at most kDirectRows rows. `head` and `mask_folded` are not used.
+  void (*attend_directly)(const AttendArgs& args);
   void (*merge)(const MergeArgs& args);
   size_t (*pack_scratch_bytes)(int dim_qk, int dim_v);
   size_t (*attend_scratch_bytes)(const PackedSizes& sizes, const Problem& problem);

@@ -11,36 +11,24 @@
 #pragma once
 
 #include "kernel/accumulate.h"
-#include "kernel/finish.h"
+#include "kernel/item_kernel.h"
 #include "kernel/pipeline.h"
-#include "kernel/rules.h"
-#include "kernel/softmax.h"
-#include "quant/queries.h"
 
 namespace clary {
 
 template <class V, class S>
-class Attend {
+class Attend : ItemKernel<V, S> {
  public:
   explicit Attend(const AttendArgs& args)
-      : a_(args),
-        s_(make_state(args)),
-        scores_(args, s_),
-        rules_(args, s_),
-        softmax_(s_),
-        accumulate_(args, s_),
-        pipeline_(s_, scores_, softmax_, accumulate_) {}
+      : Base(args), scores_(args, s_), accumulate_(args, s_), pipeline_(scores_, softmax_, accumulate_) {}
 
   void run() {
-    Queries<V, S>(a_, s_).load();
+    this->begin();
     find_exact_rows();
-    find_bounds();
-    rules_.survey_mask();
-    softmax_.reset(a_.sizes->value_width);
     for (int64_t block = a_.block_begin; block < a_.block_end; ++block) {
       bool unpacked = S::kQk != Element::i4;
       for (int row = 0; row < a_.count; row += kUnitRows) {
-        Unit u = unit_of(row, block);
+        Unit u = this->unit_of(row, block, kRowsAtOnce);
         const Tile tile = classify(u);
         if (tile == Tile::skipped) continue;
         if (!unpacked) scores_.unpack(block), unpacked = true;
@@ -48,67 +36,24 @@ class Attend {
       }
     }
     if constexpr (Pipeline<V, S>::kUsed) pipeline_.drain();
-    a_.partial != nullptr ? store_partial() : finish();
+    this->end();
   }
 
  private:
-  using F32 = typename V::F32;
+  using Base = ItemKernel<V, S>;
+  using Base::a_, Base::s_, Base::rules_, Base::softmax_;
+  using MaskState = typename Rules<V, S>::MaskState;
   enum class Tile : uint8_t { skipped, full, masked, unmasked_partial };
+  static constexpr int kRowsAtOnce =
+      Scores<V, S>::Qk::kRows > Accumulate<V, S>::Pv::kRows ? Scores<V, S>::Qk::kRows : Accumulate<V, S>::Pv::kRows;
   // Fast fixed point holds +-512 octaves = 32768 units; the margin covers the rounding of the bound itself.
   static constexpr float kFixedReach = 31000;
   // Beyond +-4096 octaves (2840 nats) INT8 cannot tell neighbouring logits apart: the row is computed exactly.
   static constexpr float kIntegerReach = 4096;
 
-  static ItemState make_state(const AttendArgs& args) {
-    Arena arena(args.scratch);
-    return lay_out_item(arena, *args.sizes, args.problem->dim_qk, mask_blocks(*args.problem));
-  }
-
-  Unit unit_of(int row, int64_t block) const {
-    Unit u;
-    u.first_row = row, u.block = block;
-    u.real_rows = a_.count - row < kUnitRows ? a_.count - row : kUnitRows;
-    constexpr int kRows =
-        Scores<V, S>::Qk::kRows > Accumulate<V, S>::Pv::kRows ? Scores<V, S>::Qk::kRows : Accumulate<V, S>::Pv::kRows;
-    u.rows = static_cast<int>(round_up(u.real_rows, kRows));
-    return u;
-  }
-
-  // What the rows of a unit see together and all alike, and how large their scores can be.
-  struct UnitBounds {
-    int64_t low = INT64_MAX, high = 0, inner_low = 0, inner_high = INT64_MAX;
-    float reach = 0;
-  };
-
-  void find_bounds() {
-    for (int r = 0; r < a_.count; ++r) {
-      UnitBounds& b = bounds_[r / kUnitRows];
-      const KeyRange range = s_.range[r];
-      if (s_.reach[r] > b.reach) b.reach = s_.reach[r];
-      if (range.begin > b.inner_low) b.inner_low = range.begin;
-      if (range.end < b.inner_high) b.inner_high = range.end;
-      if (range.begin >= range.end) continue;
-      if (range.begin < b.low) b.low = range.begin;
-      if (range.end > b.high) b.high = range.end;
-    }
-  }
-
-  // Which panels of the block any row of the unit sees, and whether all rows see all of them.
   Tile classify(Unit& u) const {
-    const UnitBounds& b = bounds_[u.first_row / kUnitRows];
-    const int64_t first = u.block * kBlockKeys;
-    const int64_t end = first + kBlockKeys < a_.sequence.len_k ? first + kBlockKeys : a_.sequence.len_k;
-    const int64_t low = b.low < first ? first : b.low, high = b.high > end ? end : b.high;
-    if (low >= high) return Tile::skipped;
-    u.panel_begin = static_cast<int>((low - first) / kPanelKeys);
-    u.panel_end = static_cast<int>((high - first + kPanelKeys - 1) / kPanelKeys);
-    const int64_t panels_end = first + u.panel_end * kPanelKeys < end ? first + u.panel_end * kPanelKeys : end;
-    const bool in_range = b.inner_low <= first + u.panel_begin * kPanelKeys && b.inner_high >= panels_end;
-    return classify_content(u, in_range);
-  }
-
-  Tile classify_content(const Unit& u, bool in_range) const {
-    using MaskState = typename Rules<V, S>::MaskState;
+    bool in_range = false;
+    if (!this->find_panels(u, in_range)) return Tile::skipped;
     const int live = live_rows(u);
     if (live == 0) return Tile::skipped;
     const MaskState mask = rules_.look_at_mask(u);
@@ -135,7 +80,7 @@ class Attend {
 
   bool within_reach(const Unit& u) const {
     if constexpr (!S::kFixedPoint) return true;
-    return bounds_[u.first_row / kUnitRows].reach * a_.head->block_norm[u.block] < kFixedReach;
+    return this->bounds(u).reach * a_.head->block_norm[u.block] < kFixedReach;
   }
 
   void run_unit(const Unit& u, Tile tile) {
@@ -184,40 +129,7 @@ class Attend {
     return false;
   }
 
-  float row_m(int r) const {
-    if constexpr (!S::kFixedPoint) return s_.m[r];
-    int32_t units = 0;
-    std::memcpy(&units, s_.m + r, 4);
-    return units == kNone ? -std::numeric_limits<float>::infinity() : static_cast<float>(units) / S::kUnitsPerOctave;
-  }
-
-  // A probability of 1 is 255 in P, where the value scales take it back, and 32 * 255 = 8160 in the sums.
-  static constexpr float kSumScale = S::kFixedPoint ? 1.0f / 8160 : 1.0f;
-  float row_l(int r) const { return V::reduce_add(V::load(s_.l + r * 16)) * kSumScale; }
-
-  // With a softcap the constant is in the scores already.
-  float row_constant(int r) const { return a_.problem->softcap > 0 ? 0 : s_.constant[r] / S::kUnitsPerOctave; }
-
-  void store_partial() {
-    const int width = a_.sizes->value_width;
-    for (int r = 0; r < a_.count; ++r) {
-      a_.partial[r] = {row_m(r), row_l(r), row_constant(r), s_.exact[r]};
-      std::memcpy(a_.partial_out + int64_t{r} * width, s_.o + int64_t{r} * width, static_cast<size_t>(width) * 4);
-    }
-  }
-
-  void finish() {
-    for (int r = 0; r < a_.count; ++r)
-      finish_row<V>(a_, a_.rows[r], {row_m(r), row_l(r), row_constant(r), s_.exact[r]},
-                    s_.o + int64_t{r} * a_.sizes->value_width);
-  }
-
-  const AttendArgs& a_;
-  ItemState s_;
-  UnitBounds bounds_[kItemRows / kUnitRows];
   Scores<V, S> scores_;
-  Rules<V, S> rules_;
-  Softmax<V, S> softmax_;
   Accumulate<V, S> accumulate_;
   Pipeline<V, S> pipeline_;
 };

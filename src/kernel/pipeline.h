@@ -18,8 +18,8 @@ class Pipeline {
   // Overlap needs accumulators and the temporaries of a hook in registers at once (21 + 7 of 32).
   static constexpr bool kUsed = S::kFixedPoint && V::kOverlaps;
 
-  Pipeline(const ItemState& state, Scores<V, S>& scores, Softmax<V, S>& softmax, Accumulate<V, S>& accumulate)
-      : s_(state), scores_(scores), softmax_(softmax), accumulate_(accumulate) {}
+  Pipeline(Scores<V, S>& scores, Softmax<V, S>& softmax, Accumulate<V, S>& accumulate)
+      : scores_(scores), softmax_(softmax), accumulate_(accumulate) {}
 
   static bool takes(const Unit& u) {
     return kUsed && u.rows == kUnitRows && u.panel_begin == 0 && u.panel_end == kPanels;
@@ -39,7 +39,7 @@ class Pipeline {
     busy_ = true;
   }
 
-  // Finishes the last unit. INT4 keys of a block must not be unpacked before this: the pending unit has used its own.
+  // Finishes the last unit. Its keys are done with (INT4 ones may be overwritten), its values are not.
   void drain() {
     if (!busy_) return;
     softmax_.update(pending_);
@@ -77,7 +77,6 @@ class Pipeline {
     for (; row < kUnitRows; ++row) softmax_.find_top(u, row);
   }
 
-  const ItemState& s_;
   Scores<V, S>& scores_;
   Softmax<V, S>& softmax_;
   Accumulate<V, S>& accumulate_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel/attend.h"
+#include "kernel/direct.h"
 #include "kernel/peak.h"
 #include "quant/pack.h"
 
@@ -17,6 +18,15 @@ void attend_item(const AttendArgs& args) {
   if constexpr (V::kHasTiles) V::tile_config();
   Attend<V, S>(args).run();
   if constexpr (V::kHasTiles) V::tile_release();
+}
+
+template <class V>
+void attend_directly(const AttendArgs& args) {
+  switch (args.problem->dtype) {
+    case DType::f32: return Direct<V, DType::f32>(args).run();
+    case DType::f16: return Direct<V, DType::f16>(args).run();
+    default: return Direct<V, DType::bf16>(args).run();
+  }
 }
 
 template <class V>
@@ -52,6 +62,7 @@ constexpr KernelTable make_table() {
            pack_block<V, Int8Scheme>, pack_block<V, Int4Scheme>},
           {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme>, attend_item<V, Int8F16Scheme>,
            attend_item<V, Int8Scheme>, attend_item<V, Int4Scheme>},
+          attend_directly<V>,
           merge_rows<V>,
           pack_scratch_bytes<V>,
           attend_scratch_bytes<V>,

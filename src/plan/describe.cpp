@@ -78,6 +78,7 @@ double bytes_of_inputs(const Problem& p) {
 // Inputs and outputs once, packed keys and values written once and read once per tile of rows.
 double bytes_moved(const Plan& plan) {
   const Problem& p = plan.problem;
+  if (plan.is_direct(plan.start)) return bytes_of_inputs(p);
   const PackedSizes sizes = plan.kernels->sizes(plan.start, static_cast<int>(p.dim_qk), static_cast<int>(p.dim_v));
   const auto block = static_cast<double>(sizes.key_block_bytes + sizes.value_block_bytes);
   double packed = 0;

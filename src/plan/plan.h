@@ -40,6 +40,10 @@ struct Plan {
   HeadReport* heads = nullptr;  // [sequences][heads_q]
 
   bool smooths_queries(Precision precision) const;
+  // Few rows, exactly: nothing is packed.
+  bool is_direct(Precision precision) const {
+    return precision == Precision::exact && problem.group * problem.max_len_q <= kDirectRows;
+  }
   // A boolean mask that is the same for every query becomes part of the key bias.
   bool folds_mask() const { return problem.mask.kind == Mask::Kind::boolean && problem.mask.query == 0; }
   // Key-bias arrays per key-value head: one, or one per query head of the group.

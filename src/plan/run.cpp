@@ -18,6 +18,7 @@ class Run {
     const bool guarded = plan_.budget > 0 && plan_.start != Precision::exact;
     if (guarded) take_sample();
     for (Precision precision = plan_.start;; precision = raised(precision)) {
+      direct_ = plan_.is_direct(precision);
       quantise(precision);
       attend();
       if (!guarded || precision == Precision::exact || !judge()) return;
@@ -30,6 +31,7 @@ class Run {
   void quantise(Precision precision) {
     precision_ = precision;
     sizes_ = plan_.kernels->sizes(precision, static_cast<int>(p_.dim_qk), static_cast<int>(p_.dim_v));
+    if (direct_) return;
     const int64_t heads_kv = p_.sequences * p_.heads_kv;
     if (precision != Precision::exact && precision != Precision::bf16) {
       const int64_t heads_q = plan_.smooths_queries(precision) ? p_.sequences * p_.heads_q : 0;
@@ -95,7 +97,7 @@ class Run {
     args.sizes = &sizes_, args.head = &head;
     args.rows = rows, args.count = count;
     args.out_dtype = p_.out_dtype;
-    args.mask_folded = plan_.folds_mask();
+    args.mask_folded = plan_.folds_mask() && !direct_;
     return args;
   }
 
@@ -104,7 +106,7 @@ class Run {
     const int count = rows_of(item, rows);
     if (count == 0) return;
     const SequencePlan& s = plan_.sequences[item.sequence];
-    const PackedHead head = w_.head(plan_, precision_, sizes_, item.sequence, item.head_kv);
+    const PackedHead head = packed_head(item);
     AttendArgs args = args_for(item, head, rows, count);
     args.block_end = s.blocks;
     if (s.parts > 1) {
@@ -115,7 +117,12 @@ class Run {
     }
     clip_to_visible(args);
     args.scratch = w_.scratch(slot);
-    plan_.kernels->attend[static_cast<int>(precision_)](args);
+    direct_ ? plan_.kernels->attend_directly(args) : plan_.kernels->attend[static_cast<int>(precision_)](args);
+  }
+
+  PackedHead packed_head(const Item& item) const {
+    if (direct_) return {};
+    return w_.head(plan_, precision_, sizes_, item.sequence, item.head_kv);
   }
 
   // Blocks outside of what any row sees are never looked at.
@@ -139,7 +146,7 @@ class Run {
     Row rows[kItemRows];
     const int count = rows_of(item, rows);
     if (count == 0) return;
-    const PackedHead head = w_.head(plan_, precision_, sizes_, item.sequence, item.head_kv);
+    const PackedHead head = packed_head(item);
     MergeArgs args{args_for(item, head, rows, count), static_cast<int>(s.parts)};
     args.rows.partial = w_.partial(plan_, tile);
     args.rows.partial_out = w_.partial_out(plan_, tile);
@@ -235,6 +242,7 @@ class Run {
   const Workspace& w_;
   const Parallel& parallel_;
   Precision precision_ = Precision::exact;
+  bool direct_ = false;  // this pass reads K and V as they lie
   PackedSizes sizes_;
 };
 

@@ -7,20 +7,23 @@ namespace {
 
 struct Needs {
   int64_t key_block_bytes = 0, value_block_bytes = 0, value_width = 0, biases = 1, scratch_bytes = 0;
-  bool key_scales = false, key_zeros = false, value_scales = false;
+  bool packed = false, key_scales = false, key_zeros = false, value_scales = false;
 };
 
-void include(const Plan& plan, Precision precision, Needs& needs) {
+void include(const Plan& plan, Precision precision, bool packed, Needs& needs) {
   const int dim_qk = static_cast<int>(plan.problem.dim_qk), dim_v = static_cast<int>(plan.problem.dim_v);
   const PackedSizes sizes = plan.kernels->sizes(precision, dim_qk, dim_v);
+  const size_t scratch = plan.kernels->attend_scratch_bytes(sizes, plan.problem);
+  needs.scratch_bytes = std::max(needs.scratch_bytes, static_cast<int64_t>(scratch));
+  needs.value_width = sizes.value_width;
+  if (!packed) return;
+  needs.packed = true;
   needs.key_block_bytes = std::max(needs.key_block_bytes, sizes.key_block_bytes);
   needs.value_block_bytes = std::max(needs.value_block_bytes, sizes.value_block_bytes);
-  needs.value_width = sizes.value_width;
   needs.biases = std::max(needs.biases, plan.biases(precision));
   needs.key_scales |= sizes.key_scales, needs.key_zeros |= sizes.key_zeros, needs.value_scales |= sizes.value_scales;
-  const size_t scratch = std::max(plan.kernels->attend_scratch_bytes(sizes, plan.problem),
-                                  plan.kernels->pack_scratch_bytes(dim_qk, dim_v));
-  needs.scratch_bytes = std::max(needs.scratch_bytes, static_cast<int64_t>(scratch));
+  needs.scratch_bytes =
+      std::max(needs.scratch_bytes, static_cast<int64_t>(plan.kernels->pack_scratch_bytes(dim_qk, dim_v)));
 }
 
 }  // namespace
@@ -28,11 +31,11 @@ void include(const Plan& plan, Precision precision, Needs& needs) {
 Workspace::Workspace(const Plan& plan, int threads, Arena& arena) {
   const Problem& p = plan.problem;
   Needs needs;
-  include(plan, plan.start, needs);
+  include(plan, plan.start, !plan.is_direct(plan.start), needs);
   if (plan.budget > 0)
-    for (Precision x = plan.start; x != Precision::exact; x = raised(x)) include(plan, raised(x), needs);
+    for (Precision x = plan.start; x != Precision::exact; x = raised(x)) include(plan, raised(x), true, needs);
   width_qk_ = round_up(p.dim_qk, 16), width_v_ = needs.value_width;
-  const int64_t blocks = plan.blocks * p.heads_kv, heads_kv = p.sequences * p.heads_kv,
+  const int64_t blocks = needs.packed ? plan.blocks * p.heads_kv : 0, heads_kv = p.sequences * p.heads_kv,
                 heads_q = p.sequences * p.heads_q;
   keys_ = arena.take<std::byte>(blocks * needs.key_block_bytes);
   values_ = arena.take<std::byte>(blocks * needs.value_block_bytes);

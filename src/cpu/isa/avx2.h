@@ -101,6 +101,11 @@ struct Avx2 {
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
   }
+  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
+    float sums[16];
+    for (int i = 0; i < 16; ++i) sums[i] = reduce_add(x[i]);
+    return load(sums);
+  }
   [[gnu::always_inline]] static float reduce_max(F32 a) {
     const __m256 half = _mm256_max_ps(a.lo, a.hi);
     __m128 q = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

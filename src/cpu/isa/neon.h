@@ -116,6 +116,11 @@ struct Neon {
     const float32x2_t h = vadd_f32(vget_low_f32(q), vget_high_f32(q));
     return vget_lane_f32(vpadd_f32(h, h), 0);
   }
+  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
+    float sums[16];
+    for (int i = 0; i < 16; ++i) sums[i] = reduce_add(x[i]);
+    return load(sums);
+  }
   static float reduce_max(F32 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
   [[gnu::always_inline]] static F32 exp2(F32 x) {
     return each<F32>([](float32x4_t v) { return exp2_128(v); }, x);

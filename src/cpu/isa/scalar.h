@@ -118,6 +118,10 @@ struct Scalar {
       for (int i = 0; i < n; ++i) a.v[i] += a.v[i + n];
     return a.v[0];
   }
+  // Lane i is reduce_add(x[i]).
+  static F32 reduce_add16(const F32 (&x)[16]) {
+    return each<F32>([&](int i) { return reduce_add(x[i]); });
+  }
   static float reduce_max(F32 a) {
     for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
     return a.v[0];

@@ -1,0 +1,112 @@
+// What every work item has, however its products are made: state, bounds of its units, and the end of its rows.
+#pragma once
+
+#include "kernel/finish.h"
+#include "kernel/rules.h"
+#include "kernel/softmax.h"
+#include "quant/queries.h"
+
+namespace clary {
+
+template <class V, class S>
+class ItemKernel {
+ protected:
+  using F32 = typename V::F32;
+
+  explicit ItemKernel(const AttendArgs& args) : a_(args), s_(make_state(args)), rules_(args, s_), softmax_(s_) {}
+
+  static ItemState make_state(const AttendArgs& args) {
+    Arena arena(args.scratch);
+    return lay_out_item(arena, *args.sizes, args.problem->dim_qk, mask_blocks(*args.problem));
+  }
+
+  // Queries, bounds, mask, softmax: everything before the first block.
+  void begin() {
+    Queries<V, S>(a_, s_).load();
+    find_bounds();
+    rules_.survey_mask();
+    softmax_.reset(a_.sizes->value_width);
+  }
+
+  // rows_at_once: of the products.
+  Unit unit_of(int row, int64_t block, int rows_at_once) const {
+    Unit u;
+    u.first_row = row, u.block = block;
+    u.real_rows = a_.count - row < kUnitRows ? a_.count - row : kUnitRows;
+    u.rows = static_cast<int>(round_up(u.real_rows, rows_at_once));
+    return u;
+  }
+
+  // What the rows of a unit see together and all alike, and how large their scores can be.
+  struct UnitBounds {
+    int64_t low = INT64_MAX, high = 0, inner_low = 0, inner_high = INT64_MAX;
+    float reach = 0;
+  };
+
+  void find_bounds() {
+    for (int r = 0; r < a_.count; ++r) {
+      UnitBounds& b = bounds_[r / kUnitRows];
+      const KeyRange range = s_.range[r];
+      if (s_.reach[r] > b.reach) b.reach = s_.reach[r];
+      if (range.begin > b.inner_low) b.inner_low = range.begin;
+      if (range.end < b.inner_high) b.inner_high = range.end;
+      if (range.begin >= range.end) continue;
+      if (range.begin < b.low) b.low = range.begin;
+      if (range.end > b.high) b.high = range.end;
+    }
+  }
+
+  // Finds the panels of the block that any row of the unit sees; false if there is none. `in_range`: all rows see all
+  // of them, as far as causality, window and length go.
+  bool find_panels(Unit& u, bool& in_range) const {
+    const UnitBounds& b = bounds(u);
+    const int64_t first = u.block * kBlockKeys;
+    const int64_t end = first + kBlockKeys < a_.sequence.len_k ? first + kBlockKeys : a_.sequence.len_k;
+    const int64_t low = b.low < first ? first : b.low, high = b.high > end ? end : b.high;
+    if (low >= high) return false;
+    u.panel_begin = static_cast<int>((low - first) / kPanelKeys);
+    u.panel_end = static_cast<int>((high - first + kPanelKeys - 1) / kPanelKeys);
+    const int64_t panels_end = first + u.panel_end * kPanelKeys < end ? first + u.panel_end * kPanelKeys : end;
+    in_range = b.inner_low <= first + u.panel_begin * kPanelKeys && b.inner_high >= panels_end;
+    return true;
+  }
+  const UnitBounds& bounds(const Unit& u) const { return bounds_[u.first_row / kUnitRows]; }
+
+  float row_m(int r) const {
+    if constexpr (!S::kFixedPoint) return s_.m[r];
+    int32_t units = 0;
+    std::memcpy(&units, s_.m + r, 4);
+    return units == kNone ? -std::numeric_limits<float>::infinity() : static_cast<float>(units) / S::kUnitsPerOctave;
+  }
+
+  // A probability of 1 is 255 in P, where the value scales take it back, and 32 * 255 = 8160 in the sums.
+  static constexpr float kSumScale = S::kFixedPoint ? 1.0f / 8160 : 1.0f;
+  float row_l(int r) const { return V::reduce_add(V::load(s_.l + r * 16)) * kSumScale; }
+
+  // With a softcap the constant is in the scores already.
+  float row_constant(int r) const { return a_.problem->softcap > 0 ? 0 : s_.constant[r] / S::kUnitsPerOctave; }
+
+  void store_partial() {
+    const int width = a_.sizes->value_width;
+    for (int r = 0; r < a_.count; ++r) {
+      a_.partial[r] = {row_m(r), row_l(r), row_constant(r), s_.exact[r]};
+      std::memcpy(a_.partial_out + int64_t{r} * width, s_.o + int64_t{r} * width, static_cast<size_t>(width) * 4);
+    }
+  }
+
+  void finish() {
+    for (int r = 0; r < a_.count; ++r)
+      finish_row<V>(a_, a_.rows[r], {row_m(r), row_l(r), row_constant(r), s_.exact[r]},
+                    s_.o + int64_t{r} * a_.sizes->value_width);
+  }
+
+  void end() { a_.partial != nullptr ? store_partial() : finish(); }
+
+  const AttendArgs& a_;
+  ItemState s_;
+  UnitBounds bounds_[kItemRows / kUnitRows];
+  Rules<V, S> rules_;
+  Softmax<V, S> softmax_;
+};
+
+}  // namespace clary
