@@ -4,7 +4,10 @@
 // write and read again what is needed once. Rows of all query heads of a group share each read.
 //
 //   scores     R rows x K keys of accumulators (R * K = 16), lanes are channels, summed 16 vectors at a time
-//   products   R rows x 4 vectors of channels, as kernel/product.h, from V itself
+//   products   2 rows x 8 vectors of channels
+//
+// Both read K and V strictly in the order of memory, which hardware prefetchers follow. 16 rows read side by side, or
+// prefetch instructions, stop at what L1 misses in flight allow (Zen 4: 24 lines, 12 GB/s).
 //
 // Non-finite elements are not looked for beforehand: they show in the raw scores and in O, and such rows are computed
 // again by exact_row(). Source of the idea: flash-decoding; the cut of the keys is the plan's.
@@ -30,7 +33,7 @@ class Direct : ItemKernel<V, ExactScheme> {
       for_rows(u.rows, [&](int r, auto rows) { scores<rows>(u, r); });
       rules_.apply(u, mask == MaskState::hides_some);
       softmax_.floating(u);
-      for_rows(u.rows, [&](int r, auto rows) { products<rows>(u, r); });
+      products(u);
     }
     find_nonfinite_rows();
     this->end();
@@ -41,10 +44,7 @@ class Direct : ItemKernel<V, ExactScheme> {
   using Base::a_, Base::s_, Base::rules_, Base::softmax_;
   using F32 = typename V::F32;
   using MaskState = typename Rules<V, ExactScheme>::MaskState;
-  static constexpr int kAccumulators = V::kTileRows * V::kTileVectors, kVectors = V::kTileVectors;
-  // Keys ahead of use: rows of other layouts than [L, D] are strided, which hardware prefetchers do not follow well.
-  static constexpr int kPrefetchKeys = 256;
-
+  static constexpr int kAccumulators = V::kTileRows * V::kTileVectors;
   // body(first row, integral constant) over 4, 2 and 1 rows at a time.
   template <class Body>
   static void for_rows(int rows, Body&& body) {
@@ -60,10 +60,6 @@ class Direct : ItemKernel<V, ExactScheme> {
     const int64_t index =
         a_.sequence.batch * strides.batch + a_.head_kv * strides.head + (a_.sequence.k_begin + key) * strides.row;
     return static_cast<const char*>(base) + index * size_bytes(T);
-  }
-
-  static void prefetch_row(const char* row, int64_t dim) {
-    for (int64_t byte = 0; byte < dim * size_bytes(T); byte += 64) __builtin_prefetch(row + byte, 0, 2);
   }
 
   // Channels c .. c + 15 of a row; only the last vector may be cut.
@@ -112,20 +108,20 @@ class Direct : ItemKernel<V, ExactScheme> {
     const char* rows[K];
     const int64_t first = u.block * kBlockKeys, last = end - 1;
     for (int k = 0; k < K; ++k) rows[k] = key_row(first + (key + k < last ? key + k : last));
-    if (first + key + kPrefetchKeys + K <= a_.sequence.len_k)
-      for (int k = 0; k < K; ++k) prefetch_row(key_row(first + key + kPrefetchKeys + k), p_.dim_qk);
     const auto* q = reinterpret_cast<const float*>(s_.q + first_row * s_.q_stride);
     F32 acc[R * K];
     unroll<R * K>([&](auto i) __attribute__((always_inline)) { acc[i] = V::zero(); });
-    for (int64_t c = 0; c < p_.dim_qk; c += 16) {
-      F32 query[R];
-      unroll<R>([&](auto r) __attribute__((always_inline)) { query[r] = V::load(q + r * s_.q_stride + c); });
-      unroll<K>([&](auto k) __attribute__((always_inline)) {
-        const F32 x = load(rows[k], c, p_.dim_qk);
-        unroll<R>([&](auto r)
-                      __attribute__((always_inline)) { acc[r * K + k] = V::mul_add(x, query[r], acc[r * K + k]); });
-      });
-    }
+    const int64_t whole = p_.dim_qk / 16 * 16;
+    unroll<K>([&](auto k) __attribute__((always_inline)) {
+      const auto add = [&](F32 x, int64_t c) __attribute__((always_inline)) {
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          acc[r * K + k] = V::mul_add(x, V::load(q + r * s_.q_stride + c), acc[r * K + k]);
+        });
+      };
+#pragma GCC unroll 4
+      for (int64_t c = 0; c < whole; c += 16) add(Rows<V>::load(rows[k], T, c), c);
+      if (whole < p_.dim_qk) add(load(rows[k], whole, p_.dim_qk), whole);
+    });
     if constexpr (R * K == 16) {
       V::store(sums, V::reduce_add16(acc));
     } else {
@@ -133,37 +129,48 @@ class Direct : ItemKernel<V, ExactScheme> {
     }
   }
 
-  template <int R>
-  void products(const Unit& u, int first_row) {
-    int64_t c = 0;
-    for (; c + kVectors * 16 <= p_.dim_v; c += kVectors * 16) product<R, kVectors>(u, first_row, c);
-    for (; c < p_.dim_v; c += 16) product<R, 1>(u, first_row, c);
+  // One panel of V at a time, so that rows beyond the first pair find it in L1.
+  void products(const Unit& u) {
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
+      const int begin = panel * kPanelKeys, all = existing_keys(u);
+      const int end = begin + kPanelKeys < all ? begin + kPanelKeys : all;
+      int r = 0;
+      for (; r + 2 <= u.rows; r += 2) product_channels<2>(u, r, begin, end);
+      if (r < u.rows) product_channels<1>(u, r, begin, end);
+    }
   }
 
-  // O of R rows x N vectors of channels.
+  template <int R>
+  void product_channels(const Unit& u, int r, int begin, int end) {
+    constexpr int kMost = kAccumulators / R < 8 ? kAccumulators / R : 8, kSome = kMost < 4 ? kMost : 4;
+    int64_t c = 0;
+    for (; c + kMost * 16 <= p_.dim_v; c += kMost * 16) product<R, kMost>(u, r, begin, end, c);
+    for (; c + kSome * 16 <= p_.dim_v; c += kSome * 16) product<R, kSome>(u, r, begin, end, c);
+    for (; c < p_.dim_v; c += 16) product<R, 1>(u, r, begin, end, c);
+  }
+
+  // R rows x N vectors of channels over keys [begin, end). O is rescaled with the first panel.
   template <int R, int N>
-  void product(const Unit& u, int first_row, int64_t channel) {
+  void product(const Unit& u, int first_row, int begin, int end, int64_t channel) {
     const float* p = s_.s + first_row * kBlockKeys;
     F32 acc[R][N];
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       unroll<N>([&](auto n) __attribute__((always_inline)) { acc[r][n] = V::zero(); });
     });
-    const int end = existing_keys(u);
     const int64_t first = u.block * kBlockKeys;
-    for (int key = u.panel_begin * kPanelKeys; key < end; ++key) {
+    for (int key = begin; key < end; ++key) {
       const char* v = value_row(first + key);
-      if (channel == 0 && first + key + kPrefetchKeys < a_.sequence.len_k)
-        prefetch_row(value_row(first + key + kPrefetchKeys), p_.dim_v);
-      F32 x[N];
-      unroll<N>([&](auto n) __attribute__((always_inline)) { x[n] = load(v, channel + n * 16, p_.dim_v); });
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const F32 weight = V::set(p[r * kBlockKeys + key]);
-        unroll<N>([&](auto n) __attribute__((always_inline)) { acc[r][n] = V::mul_add(x[n], weight, acc[r][n]); });
+      F32 weight[R];
+      unroll<R>([&](auto r) __attribute__((always_inline)) { weight[r] = V::set(p[r * kBlockKeys + key]); });
+      unroll<N>([&](auto n) __attribute__((always_inline)) {
+        const F32 x = N > 1 ? Rows<V>::load(v, T, channel + n * 16) : load(v, channel, p_.dim_v);
+        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r][n] = V::mul_add(x, weight[r], acc[r][n]); });
       });
     }
+    const bool first_panel = begin == u.panel_begin * kPanelKeys;
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       float* o = s_.o + int64_t{first_row + r} * a_.sizes->value_width + channel;
-      const F32 alpha = V::set(s_.alpha[first_row + r]);
+      const F32 alpha = V::set(first_panel ? s_.alpha[first_row + r] : 1.0f);
       unroll<N>([&](auto n) __attribute__((always_inline)) {
         V::store(o + n * 16, V::mul_add(V::load(o + n * 16), alpha, acc[r][n]));
       });
