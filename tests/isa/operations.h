@@ -145,6 +145,11 @@ void add_floats(Vocabulary& v) {
          }});
   v.add(
       {"reduce_add", kFloats, kFloat, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_add(A::f32(in, 0))); }});
+  v.add({"reduce_add16", kFloats, kFloat, 16, 64, [](In in, Out out) {
+           typename M::F32 x[16];
+           for (int i = 0; i < 16; ++i) x[i] = A::f32(in, i);
+           A::put(out, M::reduce_add16(x));
+         }});
   v.add(
       {"reduce_max", kFloats, kValue, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_max(A::f32(in, 0))); }});
   v.add({"exp2", kExp2, kExact, 1, 64, unary_f32<M, M::exp2>});
