@@ -1,10 +1,12 @@
 // clary_attention and clary_plan_*: check, plan, run.
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <new>
 
 #include "api/context.h"
 #include "core/status.h"
+#include "core/verbose.h"
 #include "plan/describe.h"
 #include "plan/run.h"
 
@@ -51,6 +53,13 @@ clary_status check_context(const clary_context* context) {
   return context != nullptr ? CLARY_OK : fail(CLARY_INVALID_ARGUMENT, "context: is NULL");
 }
 
+void run_and_report(Plan& plan, const Tensors& tensors, const Workspace& workspace, const Parallel& parallel) {
+  const auto begin = std::chrono::steady_clock::now();
+  run_plan(plan, tensors, workspace, parallel);
+  if (is_verbose())
+    report_run(plan, parallel.threads, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+}
+
 // One call: plan and workspace share the context's memory.
 clary_status attention_once(const Problem& problem, const Tensors& tensors, clary_context& context) {
   if (is_empty(problem)) return CLARY_OK;
@@ -66,7 +75,7 @@ clary_status attention_once(const Problem& problem, const Tensors& tensors, clar
   Arena arena(context.workspace);
   make_plan(problem, *context.kernels, threads, arena, plan);
   const Workspace workspace(plan, threads, arena);
-  run_plan(plan, tensors, workspace, context.parallel);
+  run_and_report(plan, tensors, workspace, context.parallel);
   return CLARY_OK;
 }
 
@@ -169,7 +178,7 @@ clary_status clary_plan_run(clary_plan* plan, const void* q, const void* k, cons
   CLARY_TRY(context.reserve(plan->workspace_bytes));
   clary::Arena arena(context.workspace);
   const clary::Workspace workspace(plan->plan, context.parallel.threads, arena);
-  clary::run_plan(plan->plan, tensors, workspace, context.parallel);
+  clary::run_and_report(plan->plan, tensors, workspace, context.parallel);
   return CLARY_OK;
 }
 

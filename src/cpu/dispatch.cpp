@@ -6,6 +6,7 @@
 
 #include "core/cpu_info.h"
 #include "core/status.h"
+#include "core/verbose.h"
 
 namespace clary {
 
@@ -65,6 +66,7 @@ clary_status choose_kernels(const char* name, const KernelTable** kernels) {
       *kernels = set.kernels;
       return CLARY_OK;
     }
+    if (name == nullptr && is_verbose()) std::fprintf(stderr, "clary: %s refused: this CPU cannot run it\n", set.name);
     if (name != nullptr)
       return fail(CLARY_UNSUPPORTED, "%s: \"%s\" needs instructions that this CPU (%s) does not have", source, name,
                   cpu_name());

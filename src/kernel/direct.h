@@ -134,9 +134,7 @@ class Direct : ItemKernel<V, ExactScheme> {
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
       const int begin = panel * kPanelKeys, all = existing_keys(u);
       const int end = begin + kPanelKeys < all ? begin + kPanelKeys : all;
-      int r = 0;
-      for (; r + 2 <= u.rows; r += 2) product_channels<2>(u, r, begin, end);
-      if (r < u.rows) product_channels<1>(u, r, begin, end);
+      for_rows(u.rows, [&](int r, auto rows) { product_channels<rows>(u, r, begin, end); });
     }
   }
 

@@ -194,4 +194,14 @@ size_t describe(const Plan& plan, size_t workspace_bytes, char* buffer, size_t c
   return text.length();
 }
 
+void report_run(const Plan& plan, int threads, double seconds) {
+  const Problem& p = plan.problem;
+  std::fprintf(
+      stderr, "clary: %lldx%lld/%lld heads, %lldx%lld, d%lld/%lld %s, %s on %s (%s), %lld items, %d threads, %.3f ms\n",
+      static_cast<long long>(p.sequences), static_cast<long long>(p.heads_q), static_cast<long long>(p.heads_kv),
+      static_cast<long long>(p.max_len_q), static_cast<long long>(p.max_len_k), static_cast<long long>(p.dim_qk),
+      static_cast<long long>(p.dim_v), name(p.dtype), name(plan.start), plan.kernels->name, plan.reason,
+      static_cast<long long>(plan.items), threads, seconds * 1e3);
+}
+
 }  // namespace clary
