@@ -20,16 +20,32 @@ std::atomic<int64_t> news{0};
 void* counted(size_t bytes, size_t alignment) {
   news.fetch_add(1, std::memory_order_relaxed);
   const size_t rounded = std::max(alignment, (bytes + alignment - 1) / alignment * alignment);
-  void* const memory = std::aligned_alloc(alignment, rounded);
+  return std::aligned_alloc(alignment, rounded);
+}
+
+void* counted_or_throw(size_t bytes, size_t alignment) {
+  void* const memory = counted(bytes, alignment);
   if (!memory) throw std::bad_alloc();
   return memory;
 }
+
+constexpr size_t kDefaultAlign = alignof(std::max_align_t);
 }  // namespace
 
-void* operator new(size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new[](size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
-void* operator new(size_t bytes, std::align_val_t alignment) { return counted(bytes, static_cast<size_t>(alignment)); }
+void* operator new(size_t bytes) { return counted_or_throw(bytes, kDefaultAlign); }
+void* operator new[](size_t bytes) { return counted_or_throw(bytes, kDefaultAlign); }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return counted_or_throw(bytes, static_cast<size_t>(alignment));
+}
 void* operator new[](size_t bytes, std::align_val_t alignment) {
+  return counted_or_throw(bytes, static_cast<size_t>(alignment));
+}
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, kDefaultAlign); }
+void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, kDefaultAlign); }
+void* operator new(size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
+  return counted(bytes, static_cast<size_t>(alignment));
+}
+void* operator new[](size_t bytes, std::align_val_t alignment, const std::nothrow_t&) noexcept {
   return counted(bytes, static_cast<size_t>(alignment));
 }
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }

@@ -209,7 +209,7 @@ void write_npy(const std::string& path, const Tensor& tensor) {
   if (!file) throw std::runtime_error(fmt::format("{}: cannot write: {}", path, std::strerror(errno)));
   const bool written = std::fwrite(lead.data(), 1, lead.size(), file) == lead.size() &&
                        std::fwrite(header.data(), 1, header.size(), file) == header.size() &&
-                       std::fwrite(tensor.data(), 1, bytes, file) == bytes;
+                       (bytes == 0 || std::fwrite(tensor.data(), 1, bytes, file) == bytes);
   const int error = errno;
   if (std::fclose(file) != 0 || !written)
     throw std::runtime_error(fmt::format("{}: cannot write: {}", path, std::strerror(written ? errno : error)));
