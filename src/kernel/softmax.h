@@ -139,7 +139,8 @@ class Softmax {
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
       const float* from = s_.s + r * kBlockKeys + panel * kPanelKeys;
       F32 x[4];
-      for (int v = 0; v < 4; ++v) x[v] = V::sub(V::load(from + v * 16), reference);
+      // Above the reference are only rows that exact_row() computes; they must stay within the table.
+      for (int v = 0; v < 4; ++v) x[v] = V::min(V::sub(V::load(from + v * 16), reference), V::zero());
       V::transpose_quarters(x);
       int16_t* to = scores(u, r) + panel * kPanelKeys;
       V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
