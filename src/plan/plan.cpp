@@ -12,8 +12,9 @@ constexpr int64_t kSmoothQueries = 64;
 constexpr int64_t kFewRows = 64;
 // A part has at least 4 blocks (1024 keys): below, merging and starting cost more than a part computes.
 constexpr int64_t kPartBlocks = 4, kMostParts = 64;
-// CLARY_AUTO: below so many rows per key-value head, or keys, quantising costs more than it saves.
-constexpr int64_t kAutoRows = 32, kAutoKeys = 128;
+// CLARY_AUTO: below so many rows per key-value head, keys, or scores, quantising and the guard's sample cost more than
+// INT8 saves (measured on Zen 4: 128 x 128 scores lose, 4096 x 77 and 257 x 257 win).
+constexpr int64_t kAutoRows = 32, kAutoKeys = 64, kAutoScores = 32768;
 // CLARY_AUTO's budget unless the caller sets one: INT8 on Gaussian data has 1.5 %.
 constexpr double kAutoBudget = 0.02;
 // Items per thread that keep the threads evenly busy.
@@ -27,9 +28,10 @@ void choose_precision(Plan& plan) {
     plan.reason = "as asked";
     return;
   }
-  if (p.group * p.max_len_q < kAutoRows || p.max_len_k < kAutoKeys) {
+  const int64_t rows = p.group * p.max_len_q;
+  if (rows < kAutoRows || p.max_len_k < kAutoKeys || rows * p.max_len_k < kAutoScores) {
     plan.start = Precision::exact;
-    plan.reason = "auto: too little work for quantising to pay (fewer than 32 rows per key-value head, or 128 keys)";
+    plan.reason = "auto: too little work for quantising to pay";
     return;
   }
   plan.start = Precision::int8;
