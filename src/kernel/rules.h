@@ -68,10 +68,6 @@ class Rules {
   static constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
   int64_t first_key(const Unit& u, int panel) const { return u.block * kBlockKeys + panel * kPanelKeys; }
-  float* scores(const Unit& u, int r, int panel) const {
-    (void)u;
-    return s_.s + r * kBlockKeys + panel * kPanelKeys;
-  }
   // Keys of the unit's panels that exist.
   int existing_keys(const Unit& u) const {
     const int64_t left = a_.sequence.len_k - first_key(u, u.panel_begin),
@@ -230,7 +226,7 @@ class Rules {
   // s <- body(index of the first lane among the unit's keys, s)
   template <class Body>
   [[gnu::always_inline]] void for_each_vector(const Unit& u, int r, Body&& body) const {
-    float* s = scores(u, r, u.panel_begin);
+    float* s = s_.s + r * kBlockKeys + u.panel_begin * kPanelKeys;
     const int count = (u.panel_end - u.panel_begin) * kPanelKeys;
     for (int i = 0; i < count; i += 16) V::store(s + i, body(i, V::load(s + i)));
   }
