@@ -92,8 +92,7 @@ clary_status create_plan(const Problem& problem, clary_context* context, clary_p
     return fail(CLARY_OUT_OF_MEMORY, "the allocator returned NULL for a plan of %zu bytes", plan->memory_bytes);
   Arena arena(plan->memory);
   make_plan(problem, *context->kernels, context->parallel.threads, arena, plan->plan);
-  const int64_t heads = problem.sequences * problem.heads_q;
-  for (int64_t h = 0; h < heads; ++h) plan->plan.heads[h] = {plan->plan.start, false, 0, std::nan(""), std::nan("")};
+  plan->plan.reset_heads();
   plan->workspace_bytes = workspace_bytes(plan->plan, context->parallel.threads);
   *result = plan.release();
   return CLARY_OK;

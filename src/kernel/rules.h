@@ -64,7 +64,7 @@ class Rules {
   }
 
  private:
-  static constexpr float kUnit = 1.44269504f * S::kUnitsPerOctave;  // units per nat
+  static constexpr float kUnit = kLog2e * S::kUnitsPerOctave;  // units per nat
   static constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
   int64_t first_key(const Unit& u, int panel) const { return u.block * kBlockKeys + panel * kPanelKeys; }
@@ -143,7 +143,7 @@ class Rules {
     const float cap = p_.softcap * kUnit;
     const F32 constant = V::set(s_.constant[u.first_row + r]), scale = V::set(cap), one = V::set(1);
     // e^2x = 2^(2 log2(e) x); beyond 60 octaves tanh is 1 in f32
-    const F32 to_octaves = V::set(2 * 1.44269504f / cap), limit = V::set(60);
+    const F32 to_octaves = V::set(2 * kLog2e / cap), limit = V::set(60);
     const F32 lowest = V::set(-std::numeric_limits<float>::max());
     for_each_vector(u, r, [&](int, F32 s) {
       F32 x = V::mul(V::add(s, constant), to_octaves);

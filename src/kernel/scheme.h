@@ -28,6 +28,8 @@ using Int8F16Scheme = Scheme<Element::i8, Element::bf16>;
 using Int8Scheme = Scheme<Element::i8, Element::i8>;
 using Int4Scheme = Scheme<Element::i4, Element::i8>;
 
+inline constexpr float kLog2e = 1.44269504f;  // octaves per nat
+
 constexpr int elements_per_step(Element e) { return e == Element::f32 ? 1 : e == Element::bf16 ? 2 : 4; }
 
 // Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the

@@ -1,6 +1,7 @@
 #include "plan/plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace clary {
 namespace {
@@ -72,6 +73,14 @@ uint64_t hash(uint64_t x) {  // splitmix64
   return x ^ (x >> 31);
 }
 
+// The last sequence whose first block, tile or item is not beyond `index`.
+const SequencePlan* sequence_of(const Plan& plan, int64_t index, int64_t SequencePlan::*first) {
+  const SequencePlan* const begin = plan.sequences;
+  return std::upper_bound(begin, begin + plan.problem.sequences, index,
+                          [first](int64_t i, const SequencePlan& x) { return i < x.*first; }) -
+         1;
+}
+
 }  // namespace
 
 bool Plan::smooths_queries(Precision precision) const {
@@ -81,6 +90,11 @@ bool Plan::smooths_queries(Precision precision) const {
 
 int64_t Plan::biases(Precision precision) const {
   return smooths_queries(precision) || (folds_mask() && problem.mask.head != 0) ? problem.group : 1;
+}
+
+void Plan::reset_heads() {
+  const double unknown = std::nan("");
+  std::fill_n(heads, problem.sequences * problem.heads_q, HeadReport{start, false, 0, unknown, unknown});
 }
 
 int64_t Plan::tiles_of(const SequencePlan& s) const {
@@ -116,15 +130,12 @@ void make_plan(const Problem& problem, const KernelTable& kernels, int threads, 
 // Within a sequence: key-value head, then tiles of queries from the last (longest under causality) to the first, then
 // heads of the group, then parts. Neighbouring items share K and V in the cache.
 Item item_at(const Plan& plan, int64_t index) {
-  const SequencePlan* const begin = plan.sequences;
-  const SequencePlan* const end = begin + plan.problem.sequences;
-  const SequencePlan* s =
-      std::upper_bound(begin, end, index, [](int64_t i, const SequencePlan& x) { return i < x.first_item; }) - 1;
+  const SequencePlan* const s = sequence_of(plan, index, &SequencePlan::first_item);
   const int64_t head_tiles = plan.problem.group / plan.item_heads;
   const int64_t query_tiles = (s->tokens.len_q + plan.item_queries - 1) / plan.item_queries;
   int64_t rest = index - s->first_item;
   Item item;
-  item.sequence = s - begin;
+  item.sequence = s - plan.sequences;
   item.part = rest % s->parts;
   rest /= s->parts;
   item.tile = s->first_tile + rest;
@@ -136,15 +147,16 @@ Item item_at(const Plan& plan, int64_t index) {
   return item;
 }
 
+Item item_of_tile(const Plan& plan, int64_t tile) {
+  const SequencePlan& s = *sequence_of(plan, tile, &SequencePlan::first_tile);
+  return item_at(plan, s.first_item + (tile - s.first_tile) * s.parts);
+}
+
 BlockIndex block_at(const Plan& plan, int64_t index) {
   const int64_t heads = plan.problem.heads_kv;
-  const SequencePlan* const begin = plan.sequences;
-  const SequencePlan* const end = begin + plan.problem.sequences;
-  const SequencePlan* s =
-      std::upper_bound(begin, end, index, [&](int64_t i, const SequencePlan& x) { return i < x.first_block * heads; }) -
-      1;
+  const SequencePlan* const s = sequence_of(plan, index / heads, &SequencePlan::first_block);
   const int64_t rest = index - s->first_block * heads;
-  return {s - begin, rest / s->blocks, rest % s->blocks};
+  return {s - plan.sequences, rest / s->blocks, rest % s->blocks};
 }
 
 int sampled_count(const Plan& plan, int64_t sequence) {

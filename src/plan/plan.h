@@ -50,6 +50,8 @@ struct Plan {
   int64_t biases(Precision precision) const;
   int64_t rows_per_tile() const { return item_heads * item_queries; }
   int64_t tiles_of(const SequencePlan& s) const;
+  // Every head unsettled, at the start precision, with nothing measured.
+  void reset_heads();
   const HeadReport& head(int64_t sequence, int64_t h) const { return heads[sequence * problem.heads_q + h]; }
 };
 
@@ -62,6 +64,8 @@ struct Item {
   int64_t tile = 0;  // index among all tiles
 };
 Item item_at(const Plan& plan, int64_t index);
+// The first part of a tile.
+Item item_of_tile(const Plan& plan, int64_t tile);
 
 // One block of one key-value head.
 struct BlockIndex {

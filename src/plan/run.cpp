@@ -13,8 +13,7 @@ class Run {
       : plan_(plan), p_(plan.problem), t_(tensors), w_(workspace), parallel_(parallel) {}
 
   void run() {
-    const int64_t heads = p_.sequences * p_.heads_q;
-    for (int64_t h = 0; h < heads; ++h) plan_.heads[h] = {plan_.start, false, 0, std::nan(""), std::nan("")};
+    plan_.reset_heads();
     const bool guarded = plan_.budget > 0 && plan_.start != Precision::exact;
     if (guarded) take_sample();
     for (Precision precision = plan_.start;; precision = raised(precision)) {
@@ -138,16 +137,14 @@ class Run {
   }
 
   void merge_tile(int64_t tile) {
-    const SequencePlan& s = *(std::upper_bound(plan_.sequences, plan_.sequences + p_.sequences, tile,
-                                               [](int64_t i, const SequencePlan& x) { return i < x.first_tile; }) -
-                              1);
-    if (s.parts <= 1) return;
-    const Item item = item_at(plan_, s.first_item + (tile - s.first_tile) * s.parts);
+    const Item item = item_of_tile(plan_, tile);
+    const int64_t parts = plan_.sequences[item.sequence].parts;
+    if (parts <= 1) return;
     Row rows[kItemRows];
     const int count = rows_of(item, rows);
     if (count == 0) return;
     const PackedHead head = packed_head(item);
-    MergeArgs args{args_for(item, head, rows, count), static_cast<int>(s.parts)};
+    MergeArgs args{args_for(item, head, rows, count), static_cast<int>(parts)};
     args.rows.partial = w_.partial(plan_, tile);
     args.rows.partial_out = w_.partial_out(plan_, tile);
     plan_.kernels->merge(args);

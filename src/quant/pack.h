@@ -153,7 +153,6 @@ class Packer {
   }
 
   void add_query_mean(int position, int width) {
-    constexpr float kLog2e = 1.44269504f;
     const float unit = a_.problem->softmax_scale * kLog2e * S::kUnitsPerOctave;
     for (int64_t g = 0; g < a_.problem->group; ++g) {
       const float* mean = head_.query_mean + g * head_.query_mean_stride;

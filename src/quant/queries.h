@@ -26,7 +26,6 @@ class Queries {
  private:
   using F32 = typename V::F32;
   using I32 = typename V::I32;
-  static constexpr float kLog2e = 1.44269504f;
 
   void load_row(int r) {
     const Problem& p = *a_.problem;
