@@ -6,102 +6,20 @@
 
 #include "core/status.h"
 #include "problem/problem.h"
+#include "problem/view.h"
 
 namespace clary {
 namespace {
 
-// Lengths and counts beyond this cannot be tensors in memory; the bound keeps every product below in 64 bits.
-constexpr int64_t kMaxLength = int64_t{1} << 31, kMaxCount = int64_t{1} << 24, kMaxRows = int64_t{1} << 40;
-constexpr int64_t kMaxHeadDim = 1024;
+// Batch entries times heads beyond this cannot be tensors in memory.
+constexpr int64_t kMaxCount = int64_t{1} << 24;
 // Offsets stop here, and windows from here on are open: sums of a row, an offset and a window stay within 64 bits.
 constexpr int64_t kFarAway = int64_t{1} << 61;
 
-#define CLARY_REJECT(...) return fail(CLARY_INVALID_ARGUMENT, __VA_ARGS__)
-
-clary_status element_type(const char* what, const clary_tensor& t, DType& type) {
-  if (t.dtype_lanes != 1) CLARY_REJECT("%s: dtype_lanes is %d, must be 1", what, t.dtype_lanes);
-  if (t.dtype_code == 2 && t.dtype_bits == 32)
-    type = DType::f32;
-  else if (t.dtype_code == 2 && t.dtype_bits == 16)
-    type = DType::f16;
-  else if (t.dtype_code == 4 && t.dtype_bits == 16)
-    type = DType::bf16;
-  else if ((t.dtype_code == 6 || t.dtype_code == 1) && t.dtype_bits == 8)
-    type = DType::boolean;
-  else
-    return fail(CLARY_UNSUPPORTED,
-                "%s: dtype (code %d, %d bits) is not served; allowed are f32, f16 and bf16 (masks: also bool)", what,
-                t.dtype_code, t.dtype_bits);
-  return CLARY_OK;
-}
-
-// A tensor in the terms of its call: sizes and strides by meaning, broadcast dimensions with stride 0.
-struct View {
-  int ndim = 0;
-  int64_t shape[4] = {1, 1, 1, 1}, strides[4] = {0, 0, 0, 0};  // right-aligned
-  DType type = DType::f32;
-  char* data = nullptr;
-  bool empty = false;
-  bool data_later = false;  // a plan learns the pointers of q, k, v, out and lse when it runs
-};
-
-clary_status read_view(const char* what, const clary_tensor* t, int min_ndim, int max_ndim, View& view) {
-  if (t == nullptr) CLARY_REJECT("%s: is NULL", what);
-  if (t->device_type != 1)
-    return fail(CLARY_UNSUPPORTED, "%s: device_type is %d, only 1 (CPU) is served", what, t->device_type);
-  if (t->ndim < min_ndim || t->ndim > max_ndim)
-    CLARY_REJECT("%s: has %d dimensions, allowed are %d to %d", what, t->ndim, min_ndim, max_ndim);
-  if (t->ndim > 0 && t->shape == nullptr) CLARY_REJECT("%s: shape is NULL", what);
-  CLARY_TRY(element_type(what, *t, view.type));
-  view.ndim = t->ndim;
-  int64_t dense = 1, count = 1;
-  for (int d = t->ndim - 1; d >= 0; --d) {
-    const int at = d + 4 - t->ndim;
-    const int64_t size = t->shape[d];
-    if (size < 0 || size > kMaxLength)
-      CLARY_REJECT("%s: shape[%d] is %" PRId64 ", allowed are 0 to %" PRId64, what, d, size, kMaxLength);
-    if (size > 0 && count > kMaxRows * kMaxHeadDim / size) CLARY_REJECT("%s: has more than 2^50 elements", what);
-    count *= size;
-    const int64_t stride = t->strides != nullptr ? t->strides[d] : dense;
-    if (size > 1 && (stride > kMaxRows * kMaxHeadDim || stride < -kMaxRows * kMaxHeadDim))
-      CLARY_REJECT("%s: strides[%d] is %" PRId64 ", allowed are -2^50 to 2^50", what, d, stride);
-    view.shape[at] = size;
-    view.strides[at] = size == 1 ? 0 : stride;
-    dense *= std::max<int64_t>(size, 1);
-  }
-  view.empty = count == 0;
-  if (t->ndim > 0 && view.shape[3] > 1 && view.strides[3] != 1)
-    CLARY_REJECT("%s: stride of the last dimension is %" PRId64 ", must be 1", what, view.strides[3]);
-  if (t->data == nullptr && count > 0 && !view.data_later)
-    CLARY_REJECT("%s: data is NULL but the shape is not empty", what);
-  view.data = static_cast<char*>(t->data) + (t->data == nullptr ? 0 : t->byte_offset);
-  if (view.type != DType::boolean &&
-      reinterpret_cast<uintptr_t>(view.data) % static_cast<unsigned>(size_bytes(view.type)) != 0)
-    CLARY_REJECT("%s: data is not aligned to its elements of %d bytes", what, size_bytes(view.type));
-  return CLARY_OK;
-}
-
-// [B, H, L, D] or [B, L, H, D] in the order B, H, L, D.
-void apply_layout(clary_layout layout, View& view) {
-  if (layout != CLARY_BSHD) return;
-  std::swap(view.shape[1], view.shape[2]);
-  std::swap(view.strides[1], view.strides[2]);
-}
-
 Strides strides_of(const View& view) { return {view.strides[0], view.strides[1], view.strides[2]}; }
 
-// Enumerations arrive as whatever number the caller wrote; loading one that is out of range as an enum is undefined.
-template <class Enum>
-int number(const Enum& value) {
-  static_assert(sizeof(Enum) == sizeof(int));
-  int x = 0;
-  std::memcpy(&x, &value, sizeof x);
-  return x;
-}
-
 clary_status check_enums(const clary_attention_params& p) {
-  if (number(p.layout) < CLARY_BHSD || number(p.layout) > CLARY_BSHD)
-    CLARY_REJECT("layout: is %d, allowed are CLARY_BHSD (0) and CLARY_BSHD (1)", number(p.layout));
+  CLARY_TRY(check_layout(p.layout));
   if (number(p.precision) < CLARY_EXACT || number(p.precision) > CLARY_AUTO)
     CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_AUTO (5)", number(p.precision));
   if (number(p.causal) < CLARY_NOT_CAUSAL || number(p.causal) > CLARY_CAUSAL_OFFSET)
