@@ -8,10 +8,20 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
-from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint16
-from ctypes import c_uint64, c_void_p
-
-__all__ = ["AttentionParams", "ContextOptions", "Error", "HeadInfo", "PlanInfo", "Tensor", "check", "lib", "text"]
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint8,
+    c_uint16,
+    c_uint64,
+    c_void_p,
+)
 
 
 class Error(Exception):
@@ -132,7 +142,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "plan_get_info": (c_int, [plan, POINTER(PlanInfo)]),
         "plan_get_head": (c_int, [plan, c_int64, c_int64, POINTER(HeadInfo)]),
         "plan_describe": (c_size_t, [plan, c_char_p, c_size_t]),
-        "merge": (c_int, [tensors, tensors, c_int64, tensor, tensor]),
+        "merge": (c_int, [tensors, tensors, c_int64, c_int, tensor, tensor, context]),
         "isa_count": (c_int, []),
         "isa_name": (c_char_p, [c_int]),
         "isa_supported": (c_int, [c_int]),
@@ -150,19 +160,16 @@ lib = _declare(ctypes.CDLL(str(_library_path())))
 _INVALID_ARGUMENT, _UNSUPPORTED = 1, 2
 
 
-def check(status: int) -> None:
+def check(status: int, unsupported: type[Exception] = TypeError) -> None:
     """Raises what a clary_status stands for, with the reason that the library gives.
 
-    Raises: ValueError for a wrong argument, TypeError for a dtype or device that is not served, Error otherwise.
+    Raises: ValueError for a wrong argument, `unsupported` for what is not served (of tensors: their dtype or device),
+    Error otherwise.
     """
     if status == 0:
         return
-    reason = text(lib.clary_last_error())
-    if status == _INVALID_ARGUMENT:
-        raise ValueError(reason)
-    if status == _UNSUPPORTED and "isa" not in reason.split(":")[0]:
-        raise TypeError(reason)
-    raise Error(reason)
+    kinds = {_INVALID_ARGUMENT: ValueError, _UNSUPPORTED: unsupported}
+    raise kinds.get(status, Error)(text(lib.clary_last_error()))
 
 
 def text(value: bytes | None) -> str:
@@ -183,6 +190,3 @@ def measure_peak(isa: str, what: int, seconds: float) -> float:
     result = c_double()
     check(lib.clary_measure_peak(isa.encode(), what, seconds, byref(result)))
     return result.value
-
-
-FLOAT_BYTES = ctypes.sizeof(c_float)

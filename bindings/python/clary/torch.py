@@ -1,0 +1,350 @@
+"""PyTorch: `clary.attention` as an operator, and diverting `F.scaled_dot_product_attention` to it.
+
+    with clary.torch.use(precision="int8"):
+        model(x)                        # every scaled_dot_product_attention inside, on CPU tensors, is Clary's
+
+Eager calls on plain tensors go straight to the library. Under torch.compile, export, fake tensors, dispatch modes and
+function transforms they go through the operators `clary::attention` and `clary::attention_lse`, which are opaque and
+have a fake form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from . import _context, core
+from ._arrays import Torch
+from ._params import LAYOUTS, PRECISIONS, Options
+from .core import Extras
+
+__all__ = ["FallbackWarning", "Stats", "last_plan", "reset_stats", "sdpa", "stats", "use"]
+
+_TENSORS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? alibi_slopes, Tensor? sinks, Tensor? cu_seqlens_q, "
+    "Tensor? cu_seqlens_k"
+)
+_OPTIONS = (
+    "int layout, int precision, int causal, int causal_offset, float? scale, float softcap, int window_left, "
+    "int window_right, float? guard, int guard_rows, int? threads"
+)
+
+
+class FallbackWarning(UserWarning):
+    """A call of scaled_dot_product_attention was left to PyTorch. Given once for each reason."""
+
+
+# ---- the operators -----------------------------------------------------------------------------------------------
+
+
+def run(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
+    """What clary.attention() does with tensors."""
+    tensors = (q, k, v, extras.mask, extras.alibi_slopes, extras.sinks)
+    if torch.is_grad_enabled():
+        for name, tensor in zip(("q", "k", "v", "mask", "alibi_slopes", "sinks"), tensors):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                raise ValueError(
+                    f"{name}: requires grad, but Clary computes the forward pass only; call it under torch.no_grad() "
+                    f"or torch.inference_mode(), or pass {name}.detach()"
+                )
+    if not _is_traced(q):
+        return _compute(q, k, v, options, extras, return_lse, threads)
+    lengths = (_as_tensor(extras.cu_seqlens_q), _as_tensor(extras.cu_seqlens_k))
+    operator = torch.ops.clary.attention_lse if return_lse else torch.ops.clary.attention
+    return operator(*tensors, *lengths, *options, threads)
+
+
+def _is_traced(q: Any) -> bool:
+    """Whether somebody records or transforms what happens, or `q` is no plain tensor."""
+    return (
+        torch.compiler.is_compiling()
+        or type(q) not in _PLAIN
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+def _as_tensor(lengths: Any) -> torch.Tensor | None:
+    return None if lengths is None else torch.as_tensor(lengths)
+
+
+def _compute(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
+    result, plan = core.run(Torch(), q, k, v, options, extras, return_lse, threads)
+    _here.last = (plan, tuple(q.shape), tuple(k.shape), tuple(v.shape))
+    _stats.taken()
+    return result
+
+
+def _kernel(return_lse: bool) -> Callable[..., Any]:
+    def kernel(*arguments: Any) -> Any:
+        q, k, v, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, *options, threads = arguments
+        extras = Extras(mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
+        return _compute(q, k, v, Options(*options), extras if extras.any() else core.NO_EXTRAS, return_lse, threads)
+
+    return kernel
+
+
+def _fake(return_lse: bool) -> Callable[..., Any]:
+    def fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> Any:
+        out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+        if not return_lse:
+            return out
+        heads, rows = (1, 2) if LAYOUTS[rest[5]] == "bhsd" else (2, 1)
+        return out, q.new_empty((q.shape[0], q.shape[heads], q.shape[rows]), dtype=torch.float32)
+
+    return fake
+
+
+def _no_vmap(name: str) -> Callable[..., Any]:
+    def rule(*_: Any) -> Any:
+        raise NotImplementedError(
+            f"clary::{name} has no batching rule for torch.vmap: attention takes a batch dimension, so fold the mapped "
+            "dimension into that one"
+        )
+
+    return rule
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("clary", "FRAGMENT")
+    for name, result, return_lse in (("attention", "Tensor", False), ("attention_lse", "(Tensor, Tensor)", True)):
+        library.define(f"{name}({_TENSORS}, {_OPTIONS}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, _kernel(return_lse), "CPU")
+        torch.library.register_fake(f"clary::{name}", _fake(return_lse), lib=library)
+        torch.library.register_vmap(f"clary::{name}", _no_vmap(name), lib=library)
+    return library
+
+
+# ---- what happened -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Calls since the start or reset_stats(). fallbacks: how often each reason left a call to PyTorch."""
+
+    taken: int
+    fallbacks: dict[str, int]
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._taken = 0
+            self._fallbacks: Counter[str] = Counter()
+
+    def taken(self) -> None:
+        with self._lock:
+            self._taken += 1
+
+    def left(self, reason: str) -> bool:
+        """Whether it is the first of its reason."""
+        with self._lock:
+            self._fallbacks[reason] += 1
+            return self._fallbacks[reason] == 1
+
+    def read(self) -> Stats:
+        with self._lock:
+            return Stats(self._taken, dict(self._fallbacks))
+
+
+class _Here(threading.local):
+    last: tuple[_context.Plan, Any, Any, Any] | None = None
+
+
+_stats, _here = _Counts(), _Here()
+
+
+def stats() -> Stats:
+    """How many calls on tensors Clary computed, and how many it left to PyTorch, by reason. Of the whole process."""
+    return _stats.read()
+
+
+def reset_stats() -> None:
+    _stats.clear()
+
+
+def last_plan() -> str | None:
+    """The plan of this thread's last call on tensors, in words; None before the first."""
+    return None if _here.last is None else core.describe(_here.last[0])
+
+
+# ---- scaled_dot_product_attention ------------------------------------------------------------------------------------
+
+
+def sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    precision: str = "auto",
+    guard: float | None = None,
+    strict: bool = False,
+) -> torch.Tensor:
+    """torch.nn.functional.scaled_dot_product_attention, computed by Clary where it can be.
+
+    Args: those of PyTorch's function, with its semantics: `is_causal` is top-left aligned, a boolean mask is True where
+        it attends, a float one is added. A row that may attend to nothing gets 0. Then, by keyword:
+        precision, guard: as for clary.attention().
+        strict: raise where Clary cannot serve the call, instead of leaving it to PyTorch with a FallbackWarning.
+
+    Returns: [..., Lq, Dv], in memory as [B, Lq, H, Dv], like PyTorch's own on the CPU.
+
+    Raises: what PyTorch's function raises; under strict ValueError with the reason.
+    """
+    reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    if reason is not None:
+        if strict:
+            raise ValueError(f"clary.torch.sdpa: {reason}")
+        _warn(reason)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa
+        )
+    q, k, v, mask = _to_bshd(query, key, value, attn_mask)
+    out: torch.Tensor = core.attention(
+        q,
+        k,
+        v,
+        layout="bshd",
+        causal="top_left" if is_causal else False,
+        scale=scale,
+        mask=mask,
+        precision=precision,
+        guard=guard,  # type: ignore[arg-type]
+    )
+    return out.transpose(1, 2).reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _warn(reason: str) -> None:
+    if torch.compiler.is_compiling():  # the fallback is in the graph for good; there is nobody to warn at run time
+        return
+    if _stats.left(reason):
+        warnings.warn(f"left to PyTorch: {reason}", FallbackWarning, stacklevel=3)
+
+
+def _why_not(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> str | None:
+    """Why Clary does not serve the call; None when it does. What PyTorch refuses is left to it, too."""
+    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        return "an argument is no tensor"
+    if dropout_p > 0:
+        return "dropout_p > 0: there is no dropout"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "an input requires grad: Clary computes the forward pass only"
+    for tensor in tensors:
+        if tensor.is_nested or tensor.layout is not torch.strided:
+            return "an input is nested or sparse"
+        if tensor.device.type != "cpu":
+            return f"an input is on device {tensor.device.type}"
+    if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the dtype is {query.dtype}"
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        return f"the mask's dtype is {attn_mask.dtype}"
+    return _why_not_shapes(query, key, value, attn_mask, is_causal, enable_gqa)
+
+
+def _why_not_shapes(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None,
+    is_causal: bool,
+    enable_gqa: bool,
+) -> str | None:
+    if not (2 <= query.dim() <= 4 and query.dim() == key.dim() == value.dim()):
+        return f"the inputs have {query.dim()}, {key.dim()} and {value.dim()} dimensions, not two to four each"
+    if not (1 <= query.shape[-1] <= 1024 and 1 <= value.shape[-1] <= 1024):
+        return "a head dim is not within 1 to 1024"
+    same_types = query.dtype == key.dtype == value.dtype
+    same_sizes = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
+    if not same_types or not same_sizes or (is_causal and attn_mask is not None):
+        return "the arguments do not fit together"
+    for tensor in (key, value):
+        for d in range(query.dim() - 2):
+            is_heads = d == query.dim() - 3 and query.dim() == 4
+            grouped = is_heads and enable_gqa and tensor.shape[d] > 0 and query.shape[d] % tensor.shape[d] == 0
+            if tensor.shape[d] not in (1, query.shape[d]) and not grouped:
+                return "batch sizes or numbers of heads do not fit together"
+    if attn_mask is not None and attn_mask.dim() > query.dim():
+        return "the mask has more dimensions than the query"
+    return None
+
+
+def _to_bshd(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """[B, L, H, D] views of two to four dimensions, batch sizes and numbers of key-value heads made equal."""
+    dims = query.dim()
+    if mask is not None and dims == 3 and mask.dim() == 3:
+        mask = mask.unsqueeze(1)
+    q, k, v = (_four_dims(tensor) for tensor in (query, key, value))
+    heads = max(k.shape[1], v.shape[1])
+    k, v = (
+        tensor if tensor.shape[:2] == (q.shape[0], heads) else tensor.expand(q.shape[0], heads, -1, -1)
+        for tensor in (k, v)
+    )
+    q, k, v = (
+        tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous() for tensor in (q, k, v)
+    )
+    if mask is not None and mask.dim() > 0 and mask.stride(-1) not in (0, 1):
+        mask = mask.contiguous()
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask
+
+
+def _four_dims(tensor: torch.Tensor) -> torch.Tensor:
+    """[L, D] and [B, L, D] have one head."""
+    if tensor.dim() == 4:
+        return tensor
+    return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor[None, None]
+
+
+class use(TorchFunctionMode):
+    """Diverts every F.scaled_dot_product_attention inside a `with` block to sdpa(), also where it was imported by name.
+
+    Of this thread only; restored on exit and on exceptions. What C++ calls by itself, as nn.MultiheadAttention's fast
+    path does, does not come by here. Arguments: those of sdpa() that follow PyTorch's.
+    """
+
+    def __init__(self, precision: str = "auto", guard: float | None = None, strict: bool = False) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: is {precision!r}, allowed are {', '.join(map(repr, PRECISIONS))}")
+        self._options = {"precision": precision, "guard": guard, "strict": strict}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return sdpa(*args, **(kwargs or {}), **self._options)  # type: ignore[arg-type]
+        return func(*args, **(kwargs or {}))
+
+
+_LIBRARY = _register()
