@@ -90,7 +90,7 @@ def _find_library(name: str, array: Any) -> Library:
     return BUFFER
 
 
-_NUMPY_DTYPES = {F32: np.dtype("f4"), F16: np.dtype("f2"), F64: np.dtype("f8")}
+_NUMPY_DTYPES: dict[DType, np.dtype[Any]] = {F32: np.dtype("f4"), F16: np.dtype("f2"), F64: np.dtype("f8")}
 
 
 class Numpy:
@@ -129,7 +129,8 @@ class Numpy:
         if dtype == BF16:
             import ml_dtypes  # NumPy has no bfloat16 of its own: who has such an array has this package
 
-            return np.dtype(ml_dtypes.bfloat16)
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
         return _NUMPY_DTYPES[dtype]
 
     def _learn(self, name: str, dtype: np.dtype[Any]) -> DType:

@@ -22,6 +22,7 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
+from typing import Any
 
 
 class Error(Exception):
@@ -127,7 +128,7 @@ def _library_path() -> pathlib.Path:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     tensor, context, plan, params = POINTER(Tensor), c_void_p, c_void_p, POINTER(AttentionParams)
     tensors = POINTER(tensor)
-    functions: dict[str, tuple[object, list[object]]] = {
+    functions: dict[str, tuple[Any, list[Any]]] = {
         "last_error": (c_char_p, []),
         "version": (c_char_p, []),
         "attention_params_init": (None, [params]),
@@ -168,21 +169,13 @@ def check(status: int, unsupported: type[Exception] = TypeError) -> None:
     """
     if status == 0:
         return
-    kinds = {_INVALID_ARGUMENT: ValueError, _UNSUPPORTED: unsupported}
+    kinds: dict[int, type[Exception]] = {_INVALID_ARGUMENT: ValueError, _UNSUPPORTED: unsupported}
     raise kinds.get(status, Error)(text(lib.clary_last_error()))
 
 
 def text(value: bytes | None) -> str:
     """A string of the C interface."""
     return "" if value is None else value.decode()
-
-
-def describe(plan: int | None) -> str:
-    """clary_plan_describe as a string."""
-    length = lib.clary_plan_describe(plan, None, 0)
-    buffer = ctypes.create_string_buffer(length + 1)
-    lib.clary_plan_describe(plan, buffer, length + 1)
-    return text(buffer.value)
 
 
 def measure_peak(isa: str, what: int, seconds: float) -> float:

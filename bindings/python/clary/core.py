@@ -29,8 +29,11 @@ class Extras:
     cu_seqlens_q: Any = None
     cu_seqlens_k: Any = None
 
+    def tensors(self) -> dict[str, Any]:
+        return {"mask": self.mask, "alibi_slopes": self.alibi_slopes, "sinks": self.sinks}
+
     def any(self) -> bool:
-        return any(getattr(self, field) is not None for field in Extras.__slots__)
+        return any(getattr(self, field.name) is not None for field in dataclasses.fields(self))
 
 
 NO_EXTRAS = Extras()
@@ -65,7 +68,8 @@ def attention(
 
     Args:
         q: [B, Hq, Lq, Dk] for layout "bhsd", [B, Lq, Hq, Dk] for "bshd". float32, float16 or bfloat16; any strides, the
-            last one 1. A NumPy array, a PyTorch tensor, or anything on the CPU with `__dlpack__` or the buffer protocol.
+            last one 1. A NumPy array, a PyTorch tensor, or anything on the CPU with `__dlpack__` or the buffer
+            protocol.
         k: [B, Hkv, Lk, Dk]. Hq is a multiple of Hkv: query head h reads head h // (Hq // Hkv).
         v: [B, Hkv, Lk, Dv].
         causal: False; "top_left": query i sees keys j <= i; "bottom_right": j <= i + Lk - Lq; an int n: j <= i + n.
@@ -78,8 +82,8 @@ def attention(
         precision: "exact" (f32 arithmetic), "bf16", "int8_f16", "int8", "int4" (SageAttention2, arXiv 2411.10958) or
             "auto".
         return_lse: return (out, lse), lse float32 [B, Hq, Lq], natural logarithm.
-        guard: budget for the relative L2 error of each head, measured on `guard_rows` rows (1 to 64) while the call runs;
-            heads over it are computed again with more bits.
+        guard: budget for the relative L2 error of each head, measured on `guard_rows` rows (1 to 64) while the call
+            runs; heads over it are computed again with more bits.
         threads: None: torch.get_num_threads() when torch is loaded, else the cores this process may use.
         cu_seqlens_q, cu_seqlens_k: varlen batches: ints, from 0, ascending, ending at the total lengths; B is 1 then.
         downcast: compute float64 inputs in f32 (the result is float64 again). Otherwise they are an error.
@@ -170,8 +174,7 @@ def _attach(params: _lib.AttentionParams, library: Library, extras: Extras) -> t
     if extras is NO_EXTRAS:
         return ()
     kept: list[Any] = []
-    for name in ("mask", "alibi_slopes", "sinks"):
-        array = getattr(extras, name)
+    for name, array in extras.tensors().items():
         if array is None:
             continue
         _arrays.require(library, name, array)
@@ -214,8 +217,7 @@ def _downcast(
     was_double = library.look("q", q)[1][2] == F64
     q, k, v = lower("q", q), lower("k", k), lower("v", v)
     if extras is not NO_EXTRAS:
-        tensors = {name: lower(name, getattr(extras, name)) for name in ("mask", "alibi_slopes", "sinks")}
-        extras = dataclasses.replace(extras, **tensors)
+        extras = dataclasses.replace(extras, **{name: lower(name, array) for name, array in extras.tensors().items()})
     lowered = _arrays.library_of("q", q)
     result, _ = run(lowered, q, k, v, options, extras, return_lse, threads)
     if not was_double:
@@ -284,7 +286,7 @@ class Plan:
     def info(self) -> PlanInfo:
         info = _lib.PlanInfo(size=ctypes.sizeof(_lib.PlanInfo))
         _lib.check(_lib.lib.clary_plan_get_info(self._plan.handle, ctypes.byref(info)))
-        names = {field: getattr(info, field) for field in PlanInfo.__slots__}
+        names = {field.name: getattr(info, field.name) for field in dataclasses.fields(PlanInfo)}
         names["isa"] = _lib.text(info.isa)
         names["precision"], names["start"] = _params.PRECISIONS[info.precision], _params.PRECISIONS[info.start]
         names["workspace_bytes"] = int(info.workspace_bytes)
@@ -330,8 +332,8 @@ def plan(
 ) -> Plan:
     """Checks a call of attention() without running it. Arguments and errors are those of attention().
 
-    Shapes, strides and dtypes of q, k and v are remembered, their data are not. The mask and the other tensors are kept,
-    and read when the plan runs.
+    Shapes, strides and dtypes of q, k and v are remembered, their data are not. The mask and the other tensors are
+    kept, and read when the plan runs.
     """
     if unknown:
         _params.reject_unknown("plan", unknown, _KNOWN.replace(", downcast", ""))

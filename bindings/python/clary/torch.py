@@ -11,6 +11,7 @@ have a fake form.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import warnings
 from collections import Counter
@@ -21,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import _context, core
-from ._arrays import Torch
-from ._params import LAYOUTS, PRECISIONS, Options
+from . import _arrays, _context, core
+from ._params import LAYOUTS, PRECISIONS, Options, Precision
 from .core import Extras
 
 __all__ = ["FallbackWarning", "Stats", "last_plan", "reset_stats", "sdpa", "stats", "use"]
@@ -47,19 +47,23 @@ class FallbackWarning(UserWarning):
 
 def run(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
     """What clary.attention() does with tensors."""
-    tensors = (q, k, v, extras.mask, extras.alibi_slopes, extras.sinks)
     if torch.is_grad_enabled():
-        for name, tensor in zip(("q", "k", "v", "mask", "alibi_slopes", "sinks"), tensors):
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                raise ValueError(
-                    f"{name}: requires grad, but Clary computes the forward pass only; call it under torch.no_grad() "
-                    f"or torch.inference_mode(), or pass {name}.detach()"
-                )
+        _refuse_gradients({"q": q, "k": k, "v": v, **extras.tensors()})
     if not _is_traced(q):
         return _compute(q, k, v, options, extras, return_lse, threads)
+    tensors = (q, k, v, extras.mask, extras.alibi_slopes, extras.sinks)
     lengths = (_as_tensor(extras.cu_seqlens_q), _as_tensor(extras.cu_seqlens_k))
     operator = torch.ops.clary.attention_lse if return_lse else torch.ops.clary.attention
     return operator(*tensors, *lengths, *options, threads)
+
+
+def _refuse_gradients(tensors: dict[str, Any]) -> None:
+    for name, tensor in tensors.items():
+        if getattr(tensor, "requires_grad", False):
+            raise ValueError(
+                f"{name}: requires grad, but Clary computes the forward pass only; call it under torch.no_grad() or "
+                f"torch.inference_mode(), or pass {name}.detach()"
+            )
 
 
 def _is_traced(q: Any) -> bool:
@@ -73,6 +77,7 @@ def _is_traced(q: Any) -> bool:
     )
 
 
+_TORCH = _arrays.Torch()
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
@@ -81,8 +86,7 @@ def _as_tensor(lengths: Any) -> torch.Tensor | None:
 
 
 def _compute(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
-    result, plan = core.run(Torch(), q, k, v, options, extras, return_lse, threads)
-    _here.last = (plan, tuple(q.shape), tuple(k.shape), tuple(v.shape))
+    result, _here.last = core.run(_TORCH, q, k, v, options, extras, return_lse, threads)
     _stats.taken()
     return result
 
@@ -117,8 +121,8 @@ def _no_vmap(name: str) -> Callable[..., Any]:
     return rule
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("clary", "FRAGMENT")
+def _register() -> Any:
+    library: Any = torch.library.Library("clary", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch types none of it
     for name, result, return_lse in (("attention", "Tensor", False), ("attention_lse", "(Tensor, Tensor)", True)):
         library.define(f"{name}({_TENSORS}, {_OPTIONS}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, _kernel(return_lse), "CPU")
@@ -164,7 +168,7 @@ class _Counts:
 
 
 class _Here(threading.local):
-    last: tuple[_context.Plan, Any, Any, Any] | None = None
+    last: _context.Plan | None = None
 
 
 _stats, _here = _Counts(), _Here()
@@ -181,7 +185,7 @@ def reset_stats() -> None:
 
 def last_plan() -> str | None:
     """The plan of this thread's last call on tensors, in words; None before the first."""
-    return None if _here.last is None else core.describe(_here.last[0])
+    return None if _here.last is None else core.describe(_here.last)
 
 
 # ---- scaled_dot_product_attention ------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    precision: str = "auto",
+    precision: Precision = "auto",
     guard: float | None = None,
     strict: bool = False,
 ) -> torch.Tensor:
@@ -230,9 +234,10 @@ def sdpa(
         scale=scale,
         mask=mask,
         precision=precision,
-        guard=guard,  # type: ignore[arg-type]
+        guard=guard,
     )
-    return out.transpose(1, 2).reshape(*query.shape[:-1], value.shape[-1])
+    out = out.transpose(1, 2)
+    return out if query.dim() == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
 
 
 def _warn(reason: str) -> None:
@@ -252,49 +257,50 @@ def _why_not(
     enable_gqa: bool,
 ) -> str | None:
     """Why Clary does not serve the call; None when it does. What PyTorch refuses is left to it, too."""
-    tensors = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
-    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
-        return "an argument is no tensor"
     if dropout_p > 0:
         return "dropout_p > 0: there is no dropout"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "an input requires grad: Clary computes the forward pass only"
-    for tensor in tensors:
-        if tensor.is_nested or tensor.layout is not torch.strided:
+    grad = torch.is_grad_enabled()
+    for tensor in (query, key, value) if attn_mask is None else (query, key, value, attn_mask):
+        if not isinstance(tensor, torch.Tensor):
+            return "an argument is no tensor"
+        if grad and tensor.requires_grad:
+            return "an input requires grad: Clary computes the forward pass only"
+        if tensor.layout is not torch.strided or tensor.is_nested:
             return "an input is nested or sparse"
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"an input is on device {tensor.device.type}"
-    if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if query.dtype not in _SERVED:
         return f"the dtype is {query.dtype}"
     if attn_mask is not None and attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
         return f"the mask's dtype is {attn_mask.dtype}"
-    return _why_not_shapes(query, key, value, attn_mask, is_causal, enable_gqa)
+    if not query.dtype == key.dtype == value.dtype or (is_causal and attn_mask is not None):
+        return "the arguments do not fit together"
+    return _why_not_shapes(query.shape, key.shape, value.shape, attn_mask, enable_gqa)
+
+
+_SERVED = {torch.float32, torch.float16, torch.bfloat16}
 
 
 def _why_not_shapes(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None,
-    is_causal: bool,
-    enable_gqa: bool,
+    query: torch.Size, key: torch.Size, value: torch.Size, attn_mask: torch.Tensor | None, enable_gqa: bool
 ) -> str | None:
-    if not (2 <= query.dim() <= 4 and query.dim() == key.dim() == value.dim()):
-        return f"the inputs have {query.dim()}, {key.dim()} and {value.dim()} dimensions, not two to four each"
-    if not (1 <= query.shape[-1] <= 1024 and 1 <= value.shape[-1] <= 1024):
+    dims = len(query)
+    if not (2 <= dims <= 4 and dims == len(key) == len(value)):
+        return f"the inputs have {dims}, {len(key)} and {len(value)} dimensions, not two to four each"
+    if not (1 <= query[-1] <= 1024 and 1 <= value[-1] <= 1024):
         return "a head dim is not within 1 to 1024"
-    same_types = query.dtype == key.dtype == value.dtype
-    same_sizes = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
-    if not same_types or not same_sizes or (is_causal and attn_mask is not None):
-        return "the arguments do not fit together"
-    for tensor in (key, value):
-        for d in range(query.dim() - 2):
-            is_heads = d == query.dim() - 3 and query.dim() == 4
-            grouped = is_heads and enable_gqa and tensor.shape[d] > 0 and query.shape[d] % tensor.shape[d] == 0
-            if tensor.shape[d] not in (1, query.shape[d]) and not grouped:
-                return "batch sizes or numbers of heads do not fit together"
-    if attn_mask is not None and attn_mask.dim() > query.dim():
+    if query[-1] != key[-1] or key[-2] != value[-2]:
+        return "head dims or lengths do not fit together"
+    if attn_mask is not None and attn_mask.dim() > dims:
         return "the mask has more dimensions than the query"
+    if query[:-2] == key[:-2] == value[:-2]:
+        return None
+    for sizes in (key, value):
+        if dims > 2 and sizes[0] not in (1, query[0]):
+            return "batch sizes do not fit together"
+        grouped = enable_gqa and sizes[-3] > 0 and query[-3] % sizes[-3] == 0
+        if dims == 4 and sizes[1] not in (1, query[1]) and not grouped:
+            return "numbers of heads do not fit together"
     return None
 
 
@@ -302,28 +308,22 @@ def _to_bshd(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """[B, L, H, D] views of two to four dimensions, batch sizes and numbers of key-value heads made equal."""
-    dims = query.dim()
-    if mask is not None and dims == 3 and mask.dim() == 3:
-        mask = mask.unsqueeze(1)
-    q, k, v = (_four_dims(tensor) for tensor in (query, key, value))
-    heads = max(k.shape[1], v.shape[1])
-    k, v = (
-        tensor if tensor.shape[:2] == (q.shape[0], heads) else tensor.expand(q.shape[0], heads, -1, -1)
-        for tensor in (k, v)
-    )
-    q, k, v = (
-        tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous() for tensor in (q, k, v)
-    )
+    if query.dim() < 4:  # [L, D] and [B, L, D] have one head
+        if mask is not None and query.dim() == mask.dim() == 3:
+            mask = mask.unsqueeze(1)
+        query, key, value = (x.unsqueeze(1) if x.dim() == 3 else x[None, None] for x in (query, key, value))
+    if query.shape[0] != key.shape[0] or key.shape[:2] != value.shape[:2]:
+        heads = max(key.shape[1], value.shape[1])
+        key, value = (x.expand(query.shape[0], heads, -1, -1) for x in (key, value))
     if mask is not None and mask.dim() > 0 and mask.stride(-1) not in (0, 1):
         mask = mask.contiguous()
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask
+    return _bshd(query), _bshd(key), _bshd(value), mask
 
 
-def _four_dims(tensor: torch.Tensor) -> torch.Tensor:
-    """[L, D] and [B, L, D] have one head."""
-    if tensor.dim() == 4:
-        return tensor
-    return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor[None, None]
+def _bshd(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.stride(3) != 1 and tensor.shape[3] != 1:
+        tensor = tensor.contiguous()
+    return tensor.transpose(1, 2)
 
 
 class use(TorchFunctionMode):
@@ -333,17 +333,17 @@ class use(TorchFunctionMode):
     path does, does not come by here. Arguments: those of sdpa() that follow PyTorch's.
     """
 
-    def __init__(self, precision: str = "auto", guard: float | None = None, strict: bool = False) -> None:
+    def __init__(self, precision: Precision = "auto", guard: float | None = None, strict: bool = False) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"precision: is {precision!r}, allowed are {', '.join(map(repr, PRECISIONS))}")
-        self._options = {"precision": precision, "guard": guard, "strict": strict}
+        self._sdpa = functools.partial(sdpa, precision=precision, guard=guard, strict=strict)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return sdpa(*args, **(kwargs or {}), **self._options)  # type: ignore[arg-type]
+            return self._sdpa(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
