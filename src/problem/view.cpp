@@ -54,7 +54,7 @@ clary_status read_view(const char* what, const clary_tensor* t, int min_ndim, in
     dense *= std::max<int64_t>(size, 1);
   }
   view.empty = count == 0;
-  if (t->ndim > 0 && view.shape[3] > 1 && view.strides[3] != 1)
+  if (!view.empty && view.shape[3] > 1 && view.strides[3] != 1)
     CLARY_REJECT("%s: stride of the last dimension is %" PRId64 ", must be 1", what, view.strides[3]);
   if (t->data == nullptr && count > 0 && !view.data_later)
     CLARY_REJECT("%s: data is NULL but the shape is not empty", what);

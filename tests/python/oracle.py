@@ -32,9 +32,8 @@ def attention(
     if softcap:
         scores = softcap * np.tanh(scores / softcap)
     i, j = np.arange(q.shape[2])[:, None], np.arange(k.shape[2])[None, :]
-    offset = {"top_left": 0, "bottom_right": k.shape[2] - q.shape[2], False: k.shape[2] - q.shape[2]}.get(
-        causal, causal
-    )
+    offset = k.shape[2] - q.shape[2] if causal is False or causal == "bottom_right" else causal
+    offset = 0 if causal == "top_left" else offset
     if alibi_slopes is not None:
         slopes = double(alibi_slopes)
         scores = scores - slopes[..., None, None] * np.abs(i + offset - j)
