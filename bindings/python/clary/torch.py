@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
+import types
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -169,6 +170,7 @@ class _Counts:
 
 class _Here(threading.local):
     last: _context.Plan | None = None
+    sdpa: Callable[..., torch.Tensor]
 
 
 _stats, _here = _Counts(), _Here()
@@ -198,9 +200,9 @@ def sdpa(
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
-    *,
     precision: Precision = "auto",
     guard: float | None = None,
     strict: bool = False,
@@ -222,7 +224,7 @@ def sdpa(
             raise ValueError(f"clary.torch.sdpa: {reason}")
         _warn(reason)
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     q, k, v, mask = _to_bshd(query, key, value, attn_mask)
     out: torch.Tensor = core.attention(
@@ -326,11 +328,23 @@ def _bshd(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.transpose(1, 2)
 
 
+def _with_sdpa_of_this_thread(forward: Any) -> Any:
+    """A copy of a function of torch.nn.functional that calls `_here.sdpa` for scaled_dot_product_attention.
+
+    PyTorch runs `forward` with function modes switched off, so what it calls would not come by them.
+    """
+    names = {**forward.__globals__, "scaled_dot_product_attention": lambda *args, **kwargs: _here.sdpa(*args, **kwargs)}
+    return types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__)
+
+
+_multi_head_attention_forward = _with_sdpa_of_this_thread(F.multi_head_attention_forward)
+
+
 class use(TorchFunctionMode):
     """Diverts every F.scaled_dot_product_attention inside a `with` block to sdpa(), also where it was imported by name.
 
-    Of this thread only; restored on exit and on exceptions. What C++ calls by itself, as nn.MultiheadAttention's fast
-    path does, does not come by here. Arguments: those of sdpa() that follow PyTorch's.
+    Of this thread only; restored on exit and on exceptions. nn.MultiheadAttention leaves its C++ fast path while a
+    block is open, so its attention comes by here, too. Arguments: those of sdpa() that follow PyTorch's.
     """
 
     def __init__(self, precision: Precision = "auto", guard: float | None = None, strict: bool = False) -> None:
@@ -343,7 +357,10 @@ class use(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return self._sdpa(*args, **(kwargs or {}))
+            func = self._sdpa
+        elif func is F.multi_head_attention_forward:
+            _here.sdpa = self._sdpa
+            func = _multi_head_attention_forward
         return func(*args, **(kwargs or {}))
 
 
