@@ -7,6 +7,7 @@ copied.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,6 +78,7 @@ def _find_library(name: str, array: Any) -> Library:
         return NUMPY
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
+        importlib.import_module(".torch", __package__)  # puts itself around what is done with tensors
         return Torch()
     if hasattr(array, "__dlpack__"):
         return DLPACK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -108,11 +108,14 @@ def attention(
     library = _arrays.library_of("q", q)
     if downcast:
         return _downcast(library, q, k, v, options, extras, return_lse, threads)
-    if library is _arrays.Torch._only:
-        from . import torch as torch_host
-
-        return torch_host.run(q, k, v, options, extras, return_lse, threads)
+    runner = runners.get(library)
+    if runner is not None:
+        return runner(q, k, v, options, extras, return_lse, threads)
     return run(library, q, k, v, options, extras, return_lse, threads)[0]
+
+
+# What libraries do around run(); they put themselves in here.
+runners: dict[Library, Callable[..., Any]] = {}
 
 
 def run(

@@ -16,7 +16,7 @@ import threading
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,7 +49,9 @@ class FallbackWarning(UserWarning):
 def run(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
     """What clary.attention() does with tensors."""
     if torch.is_grad_enabled():
-        _refuse_gradients({"q": q, "k": k, "v": v, **extras.tensors()})
+        _refuse_gradients((("q", q), ("k", k), ("v", v)))
+        if extras is not core.NO_EXTRAS:
+            _refuse_gradients(extras.tensors().items())
     if not _is_traced(q):
         return _compute(q, k, v, options, extras, return_lse, threads)
     tensors = (q, k, v, extras.mask, extras.alibi_slopes, extras.sinks)
@@ -58,8 +60,8 @@ def run(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bo
     return operator(*tensors, *lengths, *options, threads)
 
 
-def _refuse_gradients(tensors: dict[str, Any]) -> None:
-    for name, tensor in tensors.items():
+def _refuse_gradients(tensors: Iterable[tuple[str, Any]]) -> None:
+    for name, tensor in tensors:
         if getattr(tensor, "requires_grad", False):
             raise ValueError(
                 f"{name}: requires grad, but Clary computes the forward pass only; call it under torch.no_grad() or "
@@ -365,3 +367,4 @@ class use(TorchFunctionMode):
 
 
 _LIBRARY = _register()
+core.runners[_TORCH] = run
