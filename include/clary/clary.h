@@ -161,9 +161,9 @@ CLARY_API clary_status clary_attention(const clary_tensor* q, const clary_tensor
  * lse = ln sum_p exp(lses[p]), out = sum_p exp(lses[p] - lse) outs[p].
  *
  * outs: `count` >= 1 tensors [B, H, L, D] (or the BSHD form), lses: f32 [B, H, L] each, natural logarithm. out: of that
- * shape, lse: f32 [B, H, L] or NULL. Each of f32, f16 or bf16, any strides, last one 1; 1 <= D <= 1024. A part whose lse is
- * -inf adds nothing, whatever its row holds. out and lse may be one of the parts. A sink belongs into one part only.
- * context NULL = on the calling thread. */
+ * shape, lse: f32 [B, H, L] or NULL. Each of f32, f16 or bf16, any strides, last one 1; 1 <= D <= 1024. A part whose
+ * lse is -inf adds nothing, whatever its row holds. out and lse may be one of the parts. A sink belongs into one part
+ * only. context NULL = on the calling thread. */
 CLARY_API clary_status clary_merge(const clary_tensor* const* outs, const clary_tensor* const* lses, int64_t count,
                                    clary_layout layout, const clary_tensor* out, const clary_tensor* lse_or_null,
                                    clary_context* context);

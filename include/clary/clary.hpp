@@ -20,6 +20,7 @@
 #include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "clary/clary.h"
 
@@ -325,6 +326,25 @@ inline Status attention(const TensorView& q, const TensorView& k, const TensorVi
   const clary_tensor c_q = q.c_tensor(), c_k = k.c_tensor(), c_v = v.c_tensor(), c_out = out.c_tensor();
   return Status::of(clary_attention(&c_q, &c_k, &c_v, &c_out, bound.lse_or_null, &bound.params,
                                     context != nullptr ? context->handle() : nullptr));
+}
+
+// Results of the same queries over disjoint sets of keys become one; clary_merge says how.
+inline Status merge(std::span<const TensorView> outs, std::span<const TensorView> lses, const MutableTensorView& out,
+                    const std::optional<MutableTensorView>& lse = {}, Layout layout = Layout::bhsd,
+                    Context* context = nullptr) {
+  if (outs.size() != lses.size())
+    return {CLARY_INVALID_ARGUMENT, "lses: has " + std::to_string(lses.size()) + " parts, must have as many as outs, " +
+                                        std::to_string(outs.size())};
+  std::vector<clary_tensor> tensors;
+  for (const auto parts : {outs, lses})
+    for (const TensorView& part : parts) tensors.push_back(part.c_tensor());
+  std::vector<const clary_tensor*> pointers;
+  for (const clary_tensor& tensor : tensors) pointers.push_back(&tensor);
+  const clary_tensor c_out = out.c_tensor();
+  clary_tensor c_lse{};
+  return Status::of(clary_merge(pointers.data(), pointers.data() + outs.size(), static_cast<std::int64_t>(outs.size()),
+                                static_cast<clary_layout>(layout), &c_out, detail::BoundOptions::bind(lse, c_lse),
+                                context != nullptr ? context->handle() : nullptr));
 }
 
 // Checked once, run often. Shapes, strides and types are remembered; the data of mask, slopes, sinks and cu_seqlens

@@ -118,8 +118,9 @@ clary_status check_distinct_rows(const char* what, const View& view) {
 clary_status merge(const clary_tensor* const* outs, const clary_tensor* const* lses, int64_t count, clary_layout layout,
                    const clary_tensor* out, const clary_tensor* lse, clary_context* context) {
   CLARY_TRY(check_layout(layout));
+  if (count < 1 || count > kMostParts)
+    CLARY_REJECT("count: is %" PRId64 ", allowed are 1 to %" PRId64, count, kMostParts);
   if (outs == nullptr || lses == nullptr) CLARY_REJECT("%s: is NULL", outs == nullptr ? "outs" : "lses");
-  if (count < 1 || count > kMostParts) CLARY_REJECT("count: is %" PRId64 ", allowed are 1 to %" PRId64, count, kMostParts);
   Part result;
   CLARY_TRY(read_out("out", out, layout, result.out));
   CLARY_TRY(check_distinct_rows("out", result.out));
