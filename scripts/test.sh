@@ -35,6 +35,35 @@ check() {
   passed=$((passed + total - lost - idle)) failed=$((failed + lost)) skipped=$((skipped + idle))
 }
 
+# The Python package: its wheel, built and installed into an environment of its own, and its tests.
+check_python() {
+  local venv=build/venv dist=build/dist log=build/python.log
+  echo "== python"
+  rm -rf "$dist"
+  if ! {
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet -r tests/python/requirements.txt &&
+      # The flags of `release`, so that its compiled objects are found again.
+      "$venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$dist" -C cmake.define.CLARY_WERROR=ON . &&
+      "$venv/bin/pip" install --quiet --no-deps --force-reinstall "$dist"/clary-*.whl
+  } >"$log" 2>&1; then
+    tail -n 60 "$log"
+    echo "python: the package was not built"
+    failed=$((failed + 1))
+    return
+  fi
+  rm -f build/python.xml
+  CLARY_WHEEL=$(echo "$dist"/clary-*.whl) "$venv/bin/python" -m pytest -n "$jobs" --dist loadfile --color=no \
+    --junit-xml=build/python.xml >"$log" 2>&1
+  local total=0 lost=1 idle=0
+  read -r total lost idle < <("$venv/bin/python" -c '
+import xml.etree.ElementTree
+suite = xml.etree.ElementTree.parse("build/python.xml").find("testsuite").attrib
+print(suite["tests"], int(suite["failures"]) + int(suite["errors"]), suite["skipped"])')
+  [ "$lost" = 0 ] || tail -n 200 "$log"
+  echo "python: $((total - lost - idle)) passed, $lost failed, $idle skipped"
+  passed=$((passed + total - lost - idle)) failed=$((failed + lost)) skipped=$((skipped + idle))
+}
+
 if ! ./scripts/setup.sh tests; then
   echo "0 passed, 1 failed"
   exit 1
@@ -42,6 +71,7 @@ fi
 mkdir -p build
 check release
 if [ "${1:-}" != --quick ]; then
+  check_python
   check clang clary clary_command
   check asan
   check tsan
