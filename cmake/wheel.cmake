@@ -3,3 +3,4 @@
 set_target_properties(clary PROPERTIES VERSION "" SOVERSION "" NO_SONAME ON)
 target_link_options(clary PRIVATE -static-libstdc++ -static-libgcc)
 install(TARGETS clary LIBRARY DESTINATION clary)
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/bench/problems DESTINATION clary)  # what `python -m clary bench` measures
