@@ -52,7 +52,7 @@ def run(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bo
         _refuse_gradients((("q", q), ("k", k), ("v", v)))
         if extras is not core.NO_EXTRAS:
             _refuse_gradients(extras.tensors().items())
-    if not _is_traced(q):
+    if not _is_traced((q, k, v) if extras is core.NO_EXTRAS else (q, k, v, *extras.tensors().values())):
         return _compute(q, k, v, options, extras, return_lse, threads)
     tensors = (q, k, v, extras.mask, extras.alibi_slopes, extras.sinks)
     lengths = (_as_tensor(extras.cu_seqlens_q), _as_tensor(extras.cu_seqlens_k))
@@ -69,11 +69,11 @@ def _refuse_gradients(tensors: Iterable[tuple[str, Any]]) -> None:
             )
 
 
-def _is_traced(q: Any) -> bool:
-    """Whether somebody records or transforms what happens, or `q` is no plain tensor."""
+def _is_traced(arrays: tuple[Any, ...]) -> bool:
+    """Whether somebody records or transforms what happens, or one of them is a tensor that may have no memory."""
     return (
         torch.compiler.is_compiling()
-        or type(q) not in _PLAIN
+        or any(type(array) not in _PLAIN and isinstance(array, torch.Tensor) for array in arrays)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
