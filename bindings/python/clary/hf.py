@@ -12,6 +12,7 @@ wrong for a model that drops leading queries.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any, get_args
 
 import torch
@@ -32,6 +33,9 @@ _REFUSED = {
     "sinks": "sinks that differ from query to query are not served",
     "output_attentions": "attention weights are never formed",
 }
+
+
+_SDPA_KNOWS_BIAS = "position_bias" in inspect.signature(sdpa_attention_forward).parameters
 
 
 def register(guard: float | None = None) -> None:
@@ -68,7 +72,7 @@ def make_mask(**arguments: Any) -> torch.Tensor | None:
 
 def _lengths(arguments: dict[str, Any]) -> tuple[int, int]:
     lq = arguments.get("q_length")
-    if lq is None:  # up to 5.1
+    if lq is None:  # transformers 4 and 5.0
         lq = arguments["cache_position"].shape[0]
     return lq, arguments["kv_length"]
 
@@ -158,6 +162,7 @@ def attention_forward(
             is_causal="bottom-right" if shifted else None,
             cu_seq_lens_q=cu_seq_lens_q,
             cu_seq_lens_k=cu_seq_lens_k,
+            position_bias=None if _SDPA_KNOWS_BIAS else position_bias,
         )
         host._warn(reason)
         arguments = {"position_bias": position_bias, **others}
