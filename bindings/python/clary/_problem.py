@@ -367,7 +367,7 @@ def visible_scores(p: Problem, drawn_mask: Array | None) -> float:
 
 
 def sample_rows(p: Problem, most: int) -> Array:
-    """[N, 3] of (batch, head, row): heads evenly, rows by the golden ratio, which is in step with no number of heads."""
+    """[N, 3] of (batch, head, row): heads evenly, rows by the golden ratio, in step with no number of heads."""
     heads, rows = p.b * p.hq, p.lq
     count = min(most, heads * rows)
     if count == heads * rows:

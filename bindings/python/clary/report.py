@@ -87,6 +87,8 @@ def load(path: pathlib.Path) -> File:
         layers = document.get("layers", [])
         for layer in layers:
             _require(layer, ("layer", "heads"))
+            if not layer["heads"]:
+                raise KeyError(f"no heads in {layer['layer']}")
             for head in layer["heads"]:
                 _require(head, ("batch", "head", "precision", "first_error", "last_error"))
     except (KeyError, TypeError) as error:
