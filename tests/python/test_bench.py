@@ -256,11 +256,14 @@ def test_a_run_writes_json(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
     assert out.count("rel. L2") == 4 and "SDPA has no softcap" in out
 
 
-def test_words_of_one_problem_need_no_quotes(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("more", "presets"), [([], ["int8"]), (["--precision", "exact,bf16"], ["exact", "bf16"])])
+def test_words_of_one_problem(more: list[str], presets: list[str], tmp_path: pathlib.Path) -> None:
+    """They need no quotes, and their precision is the one to time unless --precision says otherwise."""
     path = tmp_path / "r.json"
-    command = ["bench", "hq2", "l20", "d8", "--repeat", "1", "--threads", "1", "--precision", "exact"]
-    assert main([*command, "--json", str(path)]) == 0
-    assert {r["problem"] for r in json.loads(path.read_text())["results"]} == {"hq2 l20 d8"}
+    assert main(["bench", "hq2", "l20", "int8", "--repeat", "1", "--threads", "1", *more, "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["results"]
+    assert {r["problem"] for r in results} == {"hq2 l20 int8"}
+    assert [r["precision"] for r in results] == [*presets, "sdpa_bf16", "sdpa_f32"]
 
 
 def test_overhead(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +317,11 @@ def test_precisions(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
         (["l7", "--threads", "0"], "--threads: has '0'"),
         (["l7", "--precision", "exact,int2"], "--precision: has 'int2'"),
         (["l7", "--json", "/nowhere/r.json"], "/nowhere/r.json"),
+        (["l7", "--seconds", "1", "--repeat", "2"], "--seconds"),
         (["--overhead", "l7 causal"], "--overhead"),
+        (["--overhead", "--rows", "5"], "--rows: has no meaning"),
+        (["--precisions", "x.safetensors", "l7"], "problem: has no meaning"),
+        (["--precisions", "x.safetensors", "--threads", "1"], "--threads: has no meaning"),
         (["--precisions", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--precisions", str(ROOT / "README.md")], "no safetensors file"),
     ],

@@ -43,7 +43,10 @@ def measure(path: pathlib.Path) -> list[dict[str, Any]]:
     names = [name for name in names if f"{name}.k" in tensors and f"{name}.v" in tensors]
     if not names:
         raise ValueError(f"{path}: has no tensors P.q, P.k and P.v; it has {', '.join(sorted(tensors)) or 'none'}")
-    scale = float(metadata["softmax_scale"]) if "softmax_scale" in metadata else None
+    try:
+        scale = float(metadata["softmax_scale"]) if "softmax_scale" in metadata else None
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: softmax_scale is {metadata['softmax_scale']!r}, must be a number") from None
     layout: Any = metadata.get("layout", "bhsd")
     layers = []
     for name in names:

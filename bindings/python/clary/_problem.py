@@ -24,7 +24,10 @@ _MOST_ELEMENTS = 1 << 31
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """causal: False, "top_left", "bottom_right" or an offset. broadcast: letters of bhqk in which a mask has size 1."""
+    """precision: "" when the line names none. causal: False, "top_left", "bottom_right" or an offset.
+
+    broadcast: letters of bhqk in which a mask has size 1.
+    """
 
     b: int = 1
     hq: int = 1
@@ -34,7 +37,7 @@ class Problem:
     d: int = 64
     dv: int = 64
     dtype: str = "f32"
-    precision: str = "auto"
+    precision: str = ""
     layout: str = "bhsd"
     causal: bool | int | str = False
     window: tuple[int, int] = (-1, -1)

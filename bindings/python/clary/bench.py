@@ -44,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "problem", nargs="*", help="a described problem, such as: hq32 hkv8 l4096 d128 causal bf16; several when quoted"
     )
     add("--file", type=pathlib.Path, help="problems from a file, one a line (default: users.txt, models people run)")
-    add("--precision", default=_PRESETS, metavar="LIST", help=f"presets to time (default {_PRESETS})")
-    add("--threads", default="1,all", metavar="LIST", help="numbers of threads (default 1,all)")
-    add("--seconds", type=_positive(float), default=1.0, metavar="S", help="time for each call (default 1)")
+    add("--precision", metavar="LIST", help=f"presets to time (default: the one of the problem, or {_PRESETS})")
+    add("--threads", metavar="LIST", help="numbers of threads (default 1,all)")
+    add("--seconds", type=_positive(float), metavar="S", help="time for each call (default 1)")
     add("--repeat", type=_positive(int), metavar="N", help="times to run each call, instead of --seconds")
-    add("--rows", type=_positive(int), default=64, metavar="N", help="rows to compare with float64 (default 64)")
+    add("--rows", type=_positive(int), metavar="N", help="rows to compare with float64 (default 64)")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the results, for python -m clary report")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--overhead", action="store_true", help="microseconds per call of a tiny problem, one thread")
@@ -76,22 +76,32 @@ def run(options: argparse.Namespace) -> int:
     need("torch")
     if options.json is not None:
         options.json.open("a").close()  # before the measurement takes its time
-    document: dict[str, Any] = {}
     if options.precisions is not None:
-        document["layers"] = _layers.measure(options.precisions)
-        print(_layers.text(document["layers"]))
+        _refuse(options, "--precisions", "problem", "file", "precision", "threads", "seconds", "repeat", "rows")
+        layers = _layers.measure(options.precisions)
+        print(_layers.text(layers))
+        _write(options, {"layers": layers}, [core.info().threads])
     elif options.overhead:
-        document["overhead"] = _overhead(_lines(options, [_TINY]), options)
+        _refuse(options, "--overhead", "precision", "threads", "rows")
+        _write(options, {"overhead": _overhead(_lines(options, [_TINY]), options)}, [1])
     else:
-        _bench(_lines(options, None), options, document)
-    _write(options, document, [1] if options.overhead else _threads(options.threads))
+        _bench(_lines(options, None), options)
     return 0
+
+
+def _refuse(options: argparse.Namespace, mode: str, *names: str) -> None:
+    """Options that a mode has no use for."""
+    for name in names:
+        if getattr(options, name):
+            raise ValueError(f"{name if name == 'problem' else '--' + name}: has no meaning with {mode}")
 
 
 def _lines(options: argparse.Namespace, default: list[str] | None) -> list[str]:
     """The problems to run. Words of one problem may come as arguments of their own."""
     if options.problem and options.file is not None:
         raise ValueError("problem: give either a described problem or --file")
+    if options.seconds and options.repeat:
+        raise ValueError("--seconds: give either that or --repeat")
     if options.problem:
         spaced = [" " in text.strip() for text in options.problem]
         lines = options.problem if all(spaced) else [" ".join(options.problem)]
@@ -314,28 +324,29 @@ def measure(case: Case, presets: Sequence[str], threads: int, peaks: _timing.Pea
     return results
 
 
-def _bench(lines: list[str], options: argparse.Namespace, document: dict[str, Any]) -> None:
-    presets, thread_counts = _presets(options.precision), _threads(options.threads)
+def _bench(lines: list[str], options: argparse.Namespace) -> None:
+    chosen, thread_counts = options.precision and _presets(options.precision), _threads(options.threads or "1,all")
     info = core.info()
     all_peaks = {threads: _timing.Peaks(info.isa, threads) for threads in thread_counts}
-    document["results"] = results = []
+    results: list[dict[str, Any]] = []
     print(f"Clary {info.version} on {info.cpu}, {info.isa}; torch {need('torch').__version__}\n")
     with _progress() as progress:
         for n, line in enumerate(lines, 1):
             task = progress.add_task(f"{n}/{len(lines)} {line}", total=len(thread_counts))
-            case = Case(line, options.rows)
+            case = Case(line, options.rows or 64)
+            presets = chosen or _presets(case.problem.precision or _PRESETS)
             for turn, threads in enumerate(thread_counts):
 
                 def advance(share: float, task: Any = task, turn: int = turn) -> None:
                     progress.update(task, completed=turn + share)
 
                 def times(calls: Any, advance: Any = advance) -> list[_timing.Timing]:
-                    return _timing.in_turns(calls, options.seconds, options.repeat, advance)
+                    return _timing.in_turns(calls, options.seconds or 1.0, options.repeat, advance)
 
                 measured = measure(case, presets, threads, all_peaks[threads], times)
                 results += measured
                 print(table(case, measured), flush=True)
-                _write(options, document, thread_counts)  # what there is survives an interrupted run
+                _write(options, {"results": results}, thread_counts)  # what there is survives an interrupted run
             progress.remove_task(task)
 
 
@@ -400,7 +411,7 @@ def error_text(error: float) -> str:
 def _overhead(lines: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     results = []
     for line in lines:
-        results += measure_overhead(line, options.seconds, options.repeat)
+        results += measure_overhead(line, options.seconds or 1.0, options.repeat)
     rows = [["", "median", "p10", "p90", "blocks"]]
     for r in results:
         time = r["time"]
@@ -417,7 +428,7 @@ def measure_overhead(line: str, seconds: float, repeat: int | None) -> list[dict
         raise ValueError(f"--overhead: '{line}': only sizes, f32, the precision and the seed can be given")
     arrays = _problem.tensors(p)
     tensors = tuple(map(torch.from_numpy, arrays))
-    keywords: dict[str, Any] = {"precision": p.precision, "threads": 1}
+    keywords: dict[str, Any] = {"precision": p.precision or "auto", "threads": 1}
     plan = core.plan(*arrays, **keywords)
     attend = torch.nn.functional.scaled_dot_product_attention
     gqa = {"enable_gqa": True} if p.hq != p.hkv else {}
