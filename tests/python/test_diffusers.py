@@ -24,8 +24,13 @@ NAMES = ["clary", *(f"clary:{precision}" for precision in PRECISIONS)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def installed() -> None:
+def installed() -> Iterator[None]:
     clary.diffusers.install()
+    # On models this small, threads wait for each other longer than they work.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import clary
@@ -31,8 +32,13 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered() -> None:
+def registered() -> Iterator[None]:
     clary.hf.register()
+    # On models this small, threads wait for each other longer than they work.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make(lq: int = 19, lk: int = 19, b: int = 2, hq: int = 4, hkv: int = 2, d: int = 16) -> tuple[torch.Tensor, ...]:
