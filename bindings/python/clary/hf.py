@@ -106,12 +106,6 @@ def attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    position_bias: torch.Tensor | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    cu_seq_lens_k: torch.Tensor | None = None,
     *,
     precision: Precision = "auto",
     guard: float | None = None,
@@ -123,81 +117,89 @@ def attention_forward(
         query: [B, Hq, Lq, Dk]. B may be 1 where keys have more.
         key, value: [B, Hkv, Lk, D], heads of a group not repeated.
         attention_mask: broadcasts to [B, Hq, Lq, Lk], bool (True = attend) or float (added). It is the whole truth: it
-            holds the window, causality and padding already, so `sliding_window`, `is_causal` and `cu_seq_lens` apply
-            without a mask only, aligned bottom-right.
+            holds causality, window, padding and packing already. What says the same in other arguments applies without
+            a mask only, aligned bottom-right.
         is_causal: None: module.is_causal, True where there is none.
-        sliding_window: w: query i sees keys i - w + 1 to i + w - 1.
-        softcap: scores become c tanh(s / c).
-        s_aux: [Hq], sinks.
-        position_bias: broadcasts to [B, Hq, Lq, Lk], added to the scores.
-        cu_seq_lens_q, cu_seq_lens_k: int [n + 1], ends of the sequences in a batch of one without padding.
-        others: what models pass to all implementations, as position_ids; no meaning for attention.
+        others: sliding_window, softcap, s_aux, position_bias, cu_seq_lens_q, cu_seq_lens_k, see _meaning(). The rest is
+            what models pass to all implementations, as position_ids, and has no meaning for attention.
 
     Returns: [B, Lq, Hq, Dv], contiguous, and None for the weights.
 
     Raises: ValueError for what neither Clary nor transformers' sdpa computes. Dropout, gradients, other devices and
         dtypes are left to transformers' sdpa with a clary.torch.FallbackWarning.
     """
-    for name, why in _REFUSED.items():
-        if others.get(name) is not None and others[name] is not False:
-            raise ValueError(f"{name}: {why}")
-    causal, window = False, None
-    if attention_mask is None:
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        if sliding_window and sliding_window < key.shape[2]:
-            window = (sliding_window - 1, sliding_window - 1)
-    else:
-        cu_seq_lens_q = cu_seq_lens_k = None
-    mask = _with_bias(attention_mask, position_bias)
+    meaning = _meaning(module, key.shape[2], attention_mask is not None, is_causal, others)
+    bias = others.get("position_bias")
+    mask = _with_bias(attention_mask, bias)
     if query.shape[0] == 1 != key.shape[0]:
         query = query.expand(key.shape[0], -1, -1, -1)
     reason = host._why_not(query, key, value, mask, dropout, False, True)
     if reason is not None:
-        shifted = causal and query.shape[2] not in (1, key.shape[2])
-        _require_sdpa(
-            reason,
-            softcap=softcap,
-            s_aux=s_aux,
-            sliding_window=window,
-            is_causal="bottom-right" if shifted else None,
-            cu_seq_lens_q=cu_seq_lens_q,
-            cu_seq_lens_k=cu_seq_lens_k,
-            position_bias=None if _SDPA_KNOWS_BIAS else position_bias,
-        )
+        shifted = query.shape[2] not in (1, key.shape[2])
+        _require_sdpa(reason, meaning, shifted, None if _SDPA_KNOWS_BIAS else bias)
         host._warn(reason)
-        arguments = {"position_bias": position_bias, **others}
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **arguments
-        )
+        others.pop("softcap", None)  # sdpa raises for it, even for 0
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
     q, k, v, mask = host._to_bshd(query, key, value, mask)
-    out = core.attention(
-        q,
-        k,
-        v,
-        layout="bshd",
-        causal="bottom_right" if causal else False,
-        scale=scaling.item() if isinstance(scaling, torch.Tensor) else scaling,
-        mask=mask,
-        window=window,
-        softcap=softcap or 0.0,
-        sinks=None if s_aux is None else s_aux.float(),
-        precision=precision,
-        guard=guard,
-        cu_seqlens_q=cu_seq_lens_q,
-        cu_seqlens_k=cu_seq_lens_k,
-    )
+    if isinstance(scaling, torch.Tensor):
+        scaling = scaling.item()
+    out = core.attention(q, k, v, layout="bshd", scale=scaling, mask=mask, precision=precision, guard=guard, **meaning)
     return out, None
 
 
+def _meaning(
+    module: torch.nn.Module, lk: int, is_masked: bool, is_causal: bool | None, others: dict[str, Any]
+) -> dict[str, Any]:
+    """What transformers says, in the terms of clary.attention().
+
+    others: sliding_window w: query i sees keys i - w + 1 to i + w - 1. softcap c: scores become c tanh(s / c).
+        s_aux [Hq]: sinks. cu_seq_lens_q, cu_seq_lens_k int [n + 1]: ends of the sequences in a batch of one.
+    """
+    for name, why in _REFUSED.items():
+        if others.get(name) is not None and others[name] is not False:
+            raise ValueError(f"{name}: {why}")
+    s_aux = others.get("s_aux")
+    meaning = {"sinks": None if s_aux is None else s_aux.float()}
+    if others.get("softcap"):
+        meaning["softcap"] = others["softcap"]
+    if is_masked:
+        return meaning
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    window = others.get("sliding_window")
+    return {
+        **meaning,
+        "causal": "bottom_right" if is_causal else False,
+        "window": (window - 1, window - 1) if window and window < lk else None,
+        "cu_seqlens_q": others.get("cu_seq_lens_q"),
+        "cu_seqlens_k": others.get("cu_seq_lens_k"),
+    }
+
+
 def _with_bias(mask: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """position_bias, added to the scores, and the mask in one. Both broadcast to [B, Hq, Lq, Lk]."""
     if mask is None or bias is None:
         return bias if mask is None else mask
     return bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask
 
 
-def _require_sdpa(reason: str, **arguments: Any) -> None:
-    """Raises when transformers' sdpa would pass over one of the arguments in silence."""
-    names = [name for name, value in arguments.items() if value is not None]
+_NAMES = {
+    "softcap": "softcap",
+    "sinks": "s_aux",
+    "window": "sliding_window",
+    "cu_seqlens_q": "cu_seq_lens_q",
+    "cu_seqlens_k": "cu_seq_lens_k",
+}
+
+
+def _require_sdpa(reason: str, meaning: dict[str, Any], shifted: bool, bias: torch.Tensor | None) -> None:
+    """Raises when transformers' sdpa would pass over something in silence.
+
+    shifted: whether it matters how queries and keys are aligned. bias: one that sdpa does not know.
+    """
+    names = [name for key, name in _NAMES.items() if meaning.get(key) is not None]
+    names += ["is_causal with another number of queries than keys"] if shifted and meaning.get("causal") else []
+    names += [] if bias is None else ["position_bias"]
     if names:
         raise ValueError(
             f"Clary does not serve the call ({reason}), and transformers' sdpa does not know {', '.join(names)}; call "
