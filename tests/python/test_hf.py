@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -318,3 +320,14 @@ def test_compiled_with_static_cache() -> None:
     for one, other in zip(eager, compiled):
         assert torch.equal(one, other)
     torch.testing.assert_close(compiled[-1][:, -1], whole[:, -1], rtol=0, atol=1e-5)
+
+
+def test_the_first_call_of_a_process_may_be_compiled() -> None:
+    code = (
+        "import clary.hf, torch; from transformers import AttentionInterface; clary.hf.register()\n"
+        "attention, module = AttentionInterface()['clary'], torch.nn.Module()\n"
+        "compiled = torch.compile(lambda x: attention(module, x, x, x, None)[0], fullgraph=True, backend='eager')\n"
+        "x = torch.randn(1, 2, 9, 16)\n"
+        "assert torch.equal(compiled(x), attention(module, x, x, x, None)[0])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

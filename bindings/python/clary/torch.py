@@ -368,3 +368,5 @@ class use(TorchFunctionMode):
 
 _LIBRARY = _register()
 core.runners[_TORCH] = run
+# Known before the first call: under torch.compile that one cannot find out.
+_arrays._libraries.update(dict.fromkeys(_PLAIN, _TORCH))
