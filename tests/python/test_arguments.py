@@ -22,6 +22,8 @@ REFUSED = {
     "scale infinite": ({"scale": float("inf")}, ValueError, "softmax_scale: is inf"),
     "scale NaN": ({"scale": float("nan")}, ValueError, "scale: is NaN"),
     "scale name": ({"scale": "1"}, TypeError, "scale: is '1', must be a number"),
+    "scale array": ({"scale": np.ones(())}, TypeError, "scale: is array.*, must be a number"),
+    "scale tensor": ({"scale": torch.ones(())}, TypeError, "scale: is tensor.*, must be a number"),
     "scale flag": ({"scale": True}, TypeError, "scale: is True"),
     "window one": ({"window": 5}, TypeError, r"window: is 5, must be a pair \(left, right\)"),
     "window three": ({"window": (1, 2, 3)}, TypeError, "window: is"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -82,6 +84,17 @@ def test_compile_of_sdpa_and_use(tensors):
     with clary.torch.use(precision="exact"):
         assert close(torch.compile(plain, fullgraph=True)(*tensors), expected)
     assert clary.torch.stats().taken == 3
+
+
+def test_the_first_call_of_a_process_may_be_compiled():
+    code = """
+import clary, torch
+x = torch.randn(1, 2, 40, 16)
+out = torch.compile(lambda x: clary.attention(x, x, x, precision="exact"), fullgraph=True)(x)
+assert torch.allclose(out, torch.nn.functional.scaled_dot_product_attention(x, x, x), atol=1e-5)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_export(tensors):

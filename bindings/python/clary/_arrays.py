@@ -7,7 +7,6 @@ copied.
 from __future__ import annotations
 
 import ctypes
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,8 +77,9 @@ def _find_library(name: str, array: Any) -> Library:
         return NUMPY
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        importlib.import_module(".torch", __package__)  # puts itself around what is done with tensors
-        return Torch()
+        from .torch import LIBRARY  # the module puts itself around what is done with tensors
+
+        return LIBRARY
     if hasattr(array, "__dlpack__"):
         return DLPACK
     try:

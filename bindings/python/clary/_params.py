@@ -8,6 +8,8 @@ import math
 import operator
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
+import numpy as np
+
 from . import _lib
 
 Layout = Literal["bhsd", "bshd"]
@@ -140,7 +142,8 @@ def integer(name: str, value: Any, bits: int) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, str, bytes)):
+    # Arrays are none, not even of one element: options are remembered, and an array can change its value.
+    if isinstance(value, (bool, str, bytes)) or hasattr(value, "shape") and not isinstance(value, np.generic):
         raise TypeError(f"{name}: is {value!r}, must be a number")
     try:
         number = float(value)

@@ -95,6 +95,7 @@ def attention(
     """
     if unknown:
         _params.reject_unknown("attention", unknown, _KNOWN)
+    library = _arrays.library_of("q", q)
     options = _params.options(layout, precision, causal, scale, softcap, window, guard, guard_rows)
     extras = NO_EXTRAS
     if (
@@ -105,7 +106,6 @@ def attention(
         or cu_seqlens_k is not None
     ):
         extras = Extras(mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k)
-    library = _arrays.library_of("q", q)
     if downcast:
         return _downcast(library, q, k, v, options, extras, return_lse, threads)
     runner = runners.get(library)

@@ -146,10 +146,10 @@ def _compute(
             q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa, precision=precision, guard=guard
         )
         return out.transpose(1, 2).contiguous()
-    reason = host._why_not(q, k, v, mask, dropout_p, is_causal, enable_gqa)
+    reason = host.why_not(q, k, v, mask, dropout_p, is_causal, enable_gqa)
     if reason is not None:
         raise ValueError(f"return_lse: Clary does not serve the call ({reason}), and PyTorch returns no LSE")
-    q, k, v, mask = host._to_bshd(q, k, v, mask)
+    q, k, v, mask = host.to_bshd(q, k, v, mask)
     out, lse = core.attention(
         q,
         k,

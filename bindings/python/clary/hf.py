@@ -133,14 +133,14 @@ def attention_forward(
     mask = _with_bias(attention_mask, bias)
     if query.shape[0] == 1 != key.shape[0]:
         query = query.expand(key.shape[0], -1, -1, -1)
-    reason = host._why_not(query, key, value, mask, dropout, False, True)
+    reason = host.why_not(query, key, value, mask, dropout, False, True)
     if reason is not None:
         shifted = query.shape[2] not in (1, key.shape[2])
         _require_sdpa(reason, meaning, shifted, None if _SDPA_KNOWS_BIAS else bias)
-        host._warn(reason)
+        host.warn(reason)
         others.pop("softcap", None)  # sdpa raises for it, even for 0
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
-    q, k, v, mask = host._to_bshd(query, key, value, mask)
+    q, k, v, mask = host.to_bshd(query, key, value, mask)
     if isinstance(scaling, torch.Tensor):
         scaling = scaling.item()
     out = core.attention(q, k, v, layout="bshd", scale=scaling, mask=mask, precision=precision, guard=guard, **meaning)

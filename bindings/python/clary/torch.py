@@ -73,15 +73,17 @@ def _is_traced(arrays: tuple[Any, ...]) -> bool:
     """Whether somebody records or transforms what happens, or one of them is a tensor that may have no memory."""
     return (
         torch.compiler.is_compiling()
-        or any(type(array) not in _PLAIN and isinstance(array, torch.Tensor) for array in arrays)
+        or not _KNOWN.issuperset(map(type, arrays))
+        and any(type(array) not in _PLAIN and isinstance(array, torch.Tensor) for array in arrays)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
     )
 
 
-_TORCH = _arrays.Torch()
+LIBRARY = _arrays.Torch()
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
+_KNOWN = _PLAIN | {type(None)}
 
 
 def _as_tensor(lengths: Any) -> torch.Tensor | None:
@@ -89,7 +91,7 @@ def _as_tensor(lengths: Any) -> torch.Tensor | None:
 
 
 def _compute(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
-    result, _here.last = core.run(_TORCH, q, k, v, options, extras, return_lse, threads)
+    result, _here.last = core.run(LIBRARY, q, k, v, options, extras, return_lse, threads)
     _stats.taken()
     return result
 
@@ -220,15 +222,15 @@ def sdpa(
 
     Raises: what PyTorch's function raises; under strict ValueError with the reason.
     """
-    reason = _why_not(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
+    reason = why_not(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     if reason is not None:
         if strict:
             raise ValueError(f"clary.torch.sdpa: {reason}")
-        _warn(reason)
+        warn(reason)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    q, k, v, mask = _to_bshd(query, key, value, attn_mask)
+    q, k, v, mask = to_bshd(query, key, value, attn_mask)
     out: torch.Tensor = core.attention(
         q,
         k,
@@ -244,14 +246,14 @@ def sdpa(
     return out if query.dim() == 4 else out.reshape(*query.shape[:-1], value.shape[-1])
 
 
-def _warn(reason: str) -> None:
+def warn(reason: str) -> None:
     if torch.compiler.is_compiling():  # the fallback is in the graph for good; there is nobody to warn at run time
         return
     if _stats.left(reason):
         warnings.warn(f"left to PyTorch: {reason}", FallbackWarning, stacklevel=3)
 
 
-def _why_not(
+def why_not(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -308,7 +310,7 @@ def _why_not_shapes(
     return None
 
 
-def _to_bshd(
+def to_bshd(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """[B, L, H, D] views of two to four dimensions, batch sizes and numbers of key-value heads made equal."""
@@ -366,7 +368,7 @@ class use(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_LIBRARY = _register()
-core.runners[_TORCH] = run
+_OPERATORS = _register()
+core.runners[LIBRARY] = run
 # Known before the first call: under torch.compile that one cannot find out.
-_arrays._libraries.update(dict.fromkeys(_PLAIN, _TORCH))
+_arrays._libraries.update(dict.fromkeys(_PLAIN, LIBRARY))
