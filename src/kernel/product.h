@@ -2,8 +2,9 @@
 //
 //   acc[row][vector] += sum over steps of  a[row][step] (broadcast)  .  b[step][vector]
 //
-// a 4-byte step holds 4 INT8, 2 INT8 in words, 2 bf16 or 1 f32; `b` is packed as in quant/pack.h. QK^T: a = Q, b = K, lanes are keys.
-// PV: a = P, b = V, lanes are channels. Each lane sums its steps in order, so all instruction sets agree.
+// a 4-byte step holds 4 INT8, 2 INT8 in words, 2 bf16 or 1 f32; `b` is packed as in quant/pack.h. QK^T: a = Q, b = K,
+// lanes are keys. PV: a = P, b = V, lanes are channels. Each lane sums its steps in order, so all instruction sets
+// agree.
 //
 // Registers (AVX-512, 4 x 4): 16 accumulators + 4 of b + 1 broadcast = 21 of 32. Per step 4 loads and 4 broadcasts
 // feed 16 multiply-adds: at two loads and one multiply-add per cycle the loads take half the time.

@@ -94,17 +94,25 @@ class Packer {
       std::memset(images_, 0, static_cast<size_t>(kPanelKeys * stride) * 4);
       for (int i = 0; i < kPanelKeys && panel * kPanelKeys + i < keys_; ++i) {
         const int key = panel * kPanelKeys + i;
-        if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_))
-          mark_nonfinite(key);
-        const float norm = smooth_key(panel * kPanelKeys + packed_position<S>(i), width);
-        largest_norm = norm > largest_norm ? norm : largest_norm;
-        write_image(panel * kPanelKeys + packed_position<S>(i), width, images_ + i * stride);
+        const int position = panel * kPanelKeys + packed_position<S>(i);
+        if (hidden(key)) {
+          std::memset(rows_, 0, static_cast<size_t>(width) * 4);
+        } else {
+          if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_))
+            mark_nonfinite(key);
+          const float norm = smooth_key(position, width);
+          largest_norm = norm > largest_norm ? norm : largest_norm;
+        }
+        write_image(position, width, images_ + i * stride);
       }
       transpose_panel(panel, stride);
     }
     head_.block_norm[a_.block] = largest_norm;
     mark_live();
   }
+
+  // Keys that nobody sees are packed as zeros: what they hold must not widen the scales of their neighbours.
+  bool hidden(int key) const { return a_.problem->hides_key(a_.sequence_index, a_.head_kv, first_key_ + key); }
 
   void mark_nonfinite(int key) {
     head_.nonfinite[first_key_ + key] = 1;
@@ -120,9 +128,9 @@ class Packer {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       for (int i = 0; i < kBlockKeys; ++i) {
         const int64_t at = i / kPanelKeys * kPanelKeys + packed_position<S>(i % kPanelKeys);
-        const bool shown =
-            i < keys_ && (!a_.fold_mask || a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
-                                                                  0, first_key_ + i));
+        const bool shown = i < keys_ && (!a_.problem->folds_mask() ||
+                                         a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
+                                                                0, first_key_ + i));
         bias[at] = shown ? 0 : hidden;
       }
     }
@@ -266,6 +274,10 @@ class Packer {
     const int width = sizes_.value_width, padded = static_cast<int>(round_up(keys_, kPanelKeys));
     for (int key = 0; key < keys_; ++key) {
       float* to = rows_ + key * width;
+      if (hidden(key)) {
+        std::memset(to, 0, static_cast<size_t>(width) * 4);
+        continue;
+      }
       if (Rows<V>::read_finite(row(a_.tensors->v, p.v, key), p.dtype, static_cast<int>(p.dim_v), to))
         mark_nonfinite(key);
       if constexpr (S::kCentreValues)
