@@ -63,7 +63,7 @@ class Accumulate {
     const F32 alpha = V::set(s_.alpha[row]);
     unroll<N>([&](auto n) __attribute__((always_inline)) {
       const F32 old = V::load(o + n * 16);
-      if constexpr (S::kPv == Element::i8) {
+      if constexpr (S::kFixedPoint) {
         const float* scale = a_.head->value_scales + u.block * a_.sizes->value_width + channel;
         const F32 weight = V::mul(V::set(s_.beta[row]), V::load(scale + n * 16));
         V::store(o + n * 16, V::mul_add(V::to_f32(acc[n]), weight, V::mul(old, alpha)));

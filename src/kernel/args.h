@@ -67,7 +67,6 @@ struct PackArgs {
   int64_t sequence_index = 0, head_kv = 0, block = 0;
   const PackedSizes* sizes = nullptr;
   const PackedHead* head = nullptr;
-  bool fold_mask = false;   // the mask does not depend on the query: it becomes part of key_bias
   void* scratch = nullptr;  // pack_scratch_bytes()
 };
 
@@ -78,6 +77,9 @@ struct MeanArgs {
   int64_t row_stride = 0, count = 0;
   int dim = 0;
   float* mean = nullptr;  // dim to whole vectors, padding zero
+  // Of keys and values: hidden ones do not count.
+  const Problem* problem = nullptr;
+  int64_t sequence_index = 0, head_kv = 0;
 };
 
 // A query row: where its result goes.

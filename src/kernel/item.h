@@ -30,7 +30,7 @@ struct ItemState {
   // One unit.
   int16_t* s16 = nullptr;  // [2][16][256], packed order; fixed point
   float* s = nullptr;      // [16][256], natural order
-  uint8_t* p = nullptr;    // [16][256] of u8 or bf16
+  uint8_t* p = nullptr;    // [16][256] of u8, u8 in words, or bf16
   int32_t* raw = nullptr;  // [16][64] products on their way to the epilogue
   float* alpha = nullptr;  // [16] rescale O, and (fixed point) beta: scale of this block
   float* beta = nullptr;

@@ -2,8 +2,9 @@
 //
 //   acc[row][vector] += sum over steps of  a[row][step] (broadcast)  .  b[step][vector]
 //
-// a 4-byte step holds 4 INT8, 2 bf16 or 1 f32; `b` is packed as in quant/pack.h. QK^T: a = Q, b = K, lanes are keys.
-// PV: a = P, b = V, lanes are channels. Each lane sums its steps in order, so all instruction sets agree.
+// a 4-byte step holds 4 INT8, 2 INT8 in words, 2 bf16 or 1 f32; `b` is packed as in quant/pack.h. QK^T: a = Q, b = K,
+// lanes are keys. PV: a = P, b = V, lanes are channels. Each lane sums its steps in order, so all instruction sets
+// agree.
 //
 // Registers (AVX-512, 4 x 4): 16 accumulators + 4 of b + 1 broadcast = 21 of 32. Per step 4 loads and 4 broadcasts
 // feed 16 multiply-adds: at two loads and one multiply-add per cycle the loads take half the time.
@@ -28,7 +29,7 @@ template <class V, Element E, Unsigned U>
 struct Product {
   using F32 = typename V::F32;
   using I32 = typename V::I32;
-  static constexpr bool kInteger = E == Element::i8 || E == Element::i4;
+  static constexpr bool kInteger = E == Element::i8 || E == Element::i4 || E == Element::i8w;
   using Acc = std::conditional_t<kInteger, I32, F32>;
   static constexpr bool kOnTiles = V::kHasTiles && E != Element::f32;
   // Rows of one call.
@@ -86,6 +87,8 @@ struct Product {
       return V::mul_add(V::as_f32(packed), V::as_f32(broadcast), acc);
     } else if constexpr (E == Element::bf16) {
       return V::dot2(acc, packed, broadcast);
+    } else if constexpr (E == Element::i8w) {
+      return V::dot2_i16(acc, packed, broadcast);
     } else if constexpr (U == Unsigned::packed) {
       return V::dot4(acc, packed, broadcast);
     } else {

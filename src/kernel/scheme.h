@@ -8,14 +8,15 @@
 
 namespace clary {
 
-enum class Element : uint8_t { f32, bf16, i8, i4 };
+// i8w: INT8 codes as 16-bit words, for sets that have no dot product of bytes: widened once, when they are packed.
+enum class Element : uint8_t { f32, bf16, i8, i4, i8w };
 
 template <Element QK, Element PV>
 struct Scheme {
   static constexpr Element kQk = QK, kPv = PV;
-  static constexpr bool kIntegerQk = QK == Element::i8 || QK == Element::i4;
+  static constexpr bool kIntegerQk = QK == Element::i8 || QK == Element::i4 || QK == Element::i8w;
   // Softmax in 16-bit fixed point, 1/64 octave per unit; otherwise f32 and one octave per unit.
-  static constexpr bool kFixedPoint = PV == Element::i8;
+  static constexpr bool kFixedPoint = PV == Element::i8 || PV == Element::i8w;
   // 1/64 octave: +-512 octaves in 16 bits, and 64 table entries fit two registers.
   static constexpr float kUnitsPerOctave = kFixedPoint ? 64.0f : 1.0f;
   // What is subtracted before quantising, and restored by exact algebra.
@@ -24,13 +25,20 @@ struct Scheme {
 
 using ExactScheme = Scheme<Element::f32, Element::f32>;
 using Bf16Scheme = Scheme<Element::bf16, Element::bf16>;
-using Int8F16Scheme = Scheme<Element::i8, Element::bf16>;
-using Int8Scheme = Scheme<Element::i8, Element::i8>;
-using Int4Scheme = Scheme<Element::i4, Element::i8>;
+template <class V>
+inline constexpr Element kInt8 = V::kBytesAsWords ? Element::i8w : Element::i8;
+template <class V>
+using Int8F16Scheme = Scheme<kInt8<V>, Element::bf16>;
+template <class V>
+using Int8Scheme = Scheme<kInt8<V>, kInt8<V>>;
+template <class V>
+using Int4Scheme = Scheme<Element::i4, kInt8<V>>;
 
 inline constexpr float kLog2e = 1.44269504f;  // octaves per nat
 
-constexpr int elements_per_step(Element e) { return e == Element::f32 ? 1 : e == Element::bf16 ? 2 : 4; }
+constexpr int elements_per_step(Element e) {
+  return e == Element::f32 ? 1 : e == Element::bf16 || e == Element::i8w ? 2 : 4;
+}
 
 // Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the
 // vectors by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
@@ -40,6 +48,13 @@ constexpr int packed_position(int key) {
   if (!S::kFixedPoint) return key;
   const int quarter = key / 16, vector = key / 4 % 4, lane = key % 4;
   return vector * 16 + quarter * 4 + lane;
+}
+
+// P in words lies in memory as the softmax holds it: in each panel, the 8-key groups 0 2 4 6 1 3 5 7. First key of a
+// step of two keys.
+constexpr int first_key_of_word_step(int step) {
+  const int panel = step / 32, group = step / 4 % 8, pair = step % 4;
+  return 64 * panel + 8 * (group < 4 ? 2 * group : 2 * group - 7) + 2 * pair;
 }
 
 // Channels are multiplied in groups of up to 4 vectors.

@@ -107,7 +107,9 @@ class Scores {
       } else {
         const F32 step = V::load(a_.head->key_scales + at + v * 16);
         F32 y;
-        if constexpr (S::kQk == Element::i8) {
+        if constexpr (S::kQk == Element::i8w) {
+          y = V::mul(V::to_f32(acc[v]), step);
+        } else if constexpr (S::kQk == Element::i8) {
           y = V::mul(V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row]))), step);
         } else {
           const F32 zero = V::mul(V::load(a_.head->key_zeros + at + v * 16), V::set(s_.q_sum[row]));

@@ -78,7 +78,13 @@ class Softmax {
       sum = V::add_i16(sum, x);
       p[h] = V::template shift_right_i16<5>(V::add_i16(x, round32));
     });
-    V::store_u8(s_.p + r * kBlockKeys + panel * kPanelKeys, p[0], p[1]);
+    const int at = r * kBlockKeys + panel * kPanelKeys;
+    if constexpr (S::kPv == Element::i8w) {
+      auto* words = reinterpret_cast<int16_t*>(s_.p) + at;
+      V::store_i16(words, p[0]), V::store_i16(words + 32, p[1]);
+    } else {
+      V::store_u8(s_.p + at, p[0], p[1]);
+    }
   }
 
   // l of one row, when the sums of all its panels are known.

@@ -34,9 +34,9 @@ PackedSizes sizes_of(Precision precision, int dim_qk, int dim_v) {
   switch (precision) {
     case Precision::exact: return packed_sizes<V, ExactScheme>(dim_qk, dim_v);
     case Precision::bf16: return packed_sizes<V, Bf16Scheme>(dim_qk, dim_v);
-    case Precision::int8_f16: return packed_sizes<V, Int8F16Scheme>(dim_qk, dim_v);
-    case Precision::int8: return packed_sizes<V, Int8Scheme>(dim_qk, dim_v);
-    case Precision::int4: return packed_sizes<V, Int4Scheme>(dim_qk, dim_v);
+    case Precision::int8_f16: return packed_sizes<V, Int8F16Scheme<V>>(dim_qk, dim_v);
+    case Precision::int8: return packed_sizes<V, Int8Scheme<V>>(dim_qk, dim_v);
+    case Precision::int4: return packed_sizes<V, Int4Scheme<V>>(dim_qk, dim_v);
   }
   return {};
 }
@@ -58,10 +58,10 @@ constexpr KernelTable make_table() {
   return {V::kName,
           sizes_of<V>,
           channel_mean<V>,
-          {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme>, pack_block<V, Int8F16Scheme>,
-           pack_block<V, Int8Scheme>, pack_block<V, Int4Scheme>},
-          {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme>, attend_item<V, Int8F16Scheme>,
-           attend_item<V, Int8Scheme>, attend_item<V, Int4Scheme>},
+          {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme>, pack_block<V, Int8F16Scheme<V>>,
+           pack_block<V, Int8Scheme<V>>, pack_block<V, Int4Scheme<V>>},
+          {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme>, attend_item<V, Int8F16Scheme<V>>,
+           attend_item<V, Int8Scheme<V>>, attend_item<V, Int4Scheme<V>>},
           attend_directly<V>,
           merge_rows<V>,
           pack_scratch_bytes<V>,

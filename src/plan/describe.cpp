@@ -130,7 +130,7 @@ void describe_work(const Plan& plan, const clary_plan_info& info, Text& text) {
     text.add("smoothing: K, V and Q\n");
   else if (plan.start != Precision::exact && plan.start != Precision::bf16)
     text.add("smoothing: K and V (too few queries to smooth Q)\n");
-  if (plan.folds_mask())
+  if (plan.problem.folds_mask())
     text.add("mask:      the same for every query: folded into the key bias, costs nothing per score\n");
 }
 

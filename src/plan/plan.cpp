@@ -89,7 +89,7 @@ bool Plan::smooths_queries(Precision precision) const {
 }
 
 int64_t Plan::biases(Precision precision) const {
-  return smooths_queries(precision) || (folds_mask() && problem.mask.head != 0) ? problem.group : 1;
+  return smooths_queries(precision) || (problem.folds_mask() && problem.mask.head != 0) ? problem.group : 1;
 }
 
 void Plan::reset_heads() {

@@ -44,8 +44,6 @@ struct Plan {
   bool is_direct(Precision precision) const {
     return precision == Precision::exact && problem.group * problem.max_len_q <= kDirectRows;
   }
-  // A boolean mask that is the same for every query becomes part of the key bias.
-  bool folds_mask() const { return problem.mask.kind == Mask::Kind::boolean && problem.mask.query == 0; }
   // Key-bias arrays per key-value head: one, or one per query head of the group.
   int64_t biases(Precision precision) const;
   int64_t rows_per_tile() const { return item_heads * item_queries; }

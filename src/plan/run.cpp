@@ -58,6 +58,7 @@ class Run {
     args.count = queries ? s.len_q : s.len_k;
     args.dim = static_cast<int>(dim);
     args.mean = mean;
+    if (!queries) args.problem = &p_, args.sequence_index = index / heads, args.head_kv = index % heads;
     plan_.kernels->channel_mean(args);
   }
 
@@ -70,7 +71,6 @@ class Run {
     args.sequence = plan_.sequences[at.sequence].tokens;
     args.sequence_index = at.sequence, args.head_kv = at.head_kv, args.block = at.block;
     args.sizes = &sizes_, args.head = &head;
-    args.fold_mask = plan_.folds_mask();
     args.scratch = w_.scratch(slot);
     plan_.kernels->pack[static_cast<int>(precision_)](args);
   }
@@ -96,7 +96,7 @@ class Run {
     args.sizes = &sizes_, args.head = &head;
     args.rows = rows, args.count = count;
     args.out_dtype = p_.out_dtype;
-    args.mask_folded = plan_.folds_mask() && !direct_;
+    args.mask_folded = p_.folds_mask() && !direct_;
     return args;
   }
 

@@ -58,6 +58,13 @@ bool Problem::mask_shows(int64_t s, int64_t head, int64_t i, int64_t j) const {
   return true;
 }
 
+bool Problem::hides_key(int64_t s, int64_t head_kv, int64_t j) const {
+  if (!folds_mask()) return false;
+  for (int64_t g = 0; g < (mask.head == 0 ? 1 : group); ++g)
+    if (mask_shows(s, head_kv * group + g, 0, j)) return false;
+  return true;
+}
+
 double Problem::mask_value(int64_t s, int64_t head, int64_t i, int64_t j) const {
   if (mask.kind != Mask::Kind::additive) return 0;
   return element(mask.data, mask.dtype, s * mask.batch + head * mask.head + i * mask.query + j * mask.key);

@@ -7,7 +7,8 @@
 //   packed panel       [step][vector 0..3][lane 0..15]  key = the one at packed_position() = vector * 16 + lane
 //   INT4               steps 2t and 2t+1 share a dword: low nibbles 2t, high nibbles 2t+1
 //
-//   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 bf16 / 1 f32 keys
+//   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 bf16 / 1 f32 keys,
+//                      or 2 INT8 in words: keys first_key_of_word_step() and the next
 //
 // Source of the smoothing and of the per-token scales: SageAttention2 (arXiv 2411.10958); of the asymmetric INT4 codes
 // with a least-squares range: docs/performance.md.
@@ -33,7 +34,7 @@ PackedSizes packed_sizes(int dim_qk, int dim_v) {
   sizes.value_block_bytes = int64_t{kBlockKeys} * sizes.value_width * 4 / elements_per_step(S::kPv);
   sizes.key_scales = S::kIntegerQk;
   sizes.key_zeros = S::kQk == Element::i4;
-  sizes.value_scales = S::kPv == Element::i8;
+  sizes.value_scales = S::kFixedPoint;
   sizes.centred_values = S::kCentreValues;
   return sizes;
 }
@@ -93,17 +94,25 @@ class Packer {
       std::memset(images_, 0, static_cast<size_t>(kPanelKeys * stride) * 4);
       for (int i = 0; i < kPanelKeys && panel * kPanelKeys + i < keys_; ++i) {
         const int key = panel * kPanelKeys + i;
-        if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_))
-          mark_nonfinite(key);
-        const float norm = smooth_key(panel * kPanelKeys + packed_position<S>(i), width);
-        largest_norm = norm > largest_norm ? norm : largest_norm;
-        write_image(panel * kPanelKeys + packed_position<S>(i), width, images_ + i * stride);
+        const int position = panel * kPanelKeys + packed_position<S>(i);
+        if (hidden(key)) {
+          std::memset(rows_, 0, static_cast<size_t>(width) * 4);
+        } else {
+          if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_))
+            mark_nonfinite(key);
+          const float norm = smooth_key(position, width);
+          largest_norm = norm > largest_norm ? norm : largest_norm;
+        }
+        write_image(position, width, images_ + i * stride);
       }
       transpose_panel(panel, stride);
     }
     head_.block_norm[a_.block] = largest_norm;
     mark_live();
   }
+
+  // Keys that nobody sees are packed as zeros: what they hold must not widen the scales of their neighbours.
+  bool hidden(int key) const { return a_.problem->hides_key(a_.sequence_index, a_.head_kv, first_key_ + key); }
 
   void mark_nonfinite(int key) {
     head_.nonfinite[first_key_ + key] = 1;
@@ -119,9 +128,9 @@ class Packer {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       for (int i = 0; i < kBlockKeys; ++i) {
         const int64_t at = i / kPanelKeys * kPanelKeys + packed_position<S>(i % kPanelKeys);
-        const bool shown =
-            i < keys_ && (!a_.fold_mask || a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
-                                                                  0, first_key_ + i));
+        const bool shown = i < keys_ && (!a_.problem->folds_mask() ||
+                                         a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
+                                                                0, first_key_ + i));
         bias[at] = shown ? 0 : hidden;
       }
     }
@@ -167,22 +176,26 @@ class Packer {
       std::memcpy(image, rows_, static_cast<size_t>(width) * 4);
     } else if constexpr (S::kQk == Element::bf16) {
       for (int c = 0; c < width; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(image) + c, V::load(rows_ + c));
-    } else if constexpr (S::kQk == Element::i8) {
+    } else if constexpr (S::kQk == Element::i8 || S::kQk == Element::i8w) {
       F32 largest = V::zero();
       for (int c = 0; c < width; c += 16) largest = V::max(largest, V::abs(V::load(rows_ + c)));
       const float top = V::reduce_max(largest);
       head_.key_scales[first_key_ + position] = top * (1.0f / 127);
-      write_codes(width, top > 0 ? 127 / top : 0, 0, 128, image);
+      write_codes(width, top > 0 ? 127 / top : 0, image);
     } else {
       write_int4(position, width, image);
     }
   }
 
-  // Byte c = round((rows_[c] - low) * inverse_step) + bias
-  void write_codes(int width, float inverse_step, float low, int bias, uint32_t* image) {
+  // Code c = round(rows_[c] * inverse_step), + 128 as a byte: the unsigned operand of its product.
+  void write_codes(int width, float inverse_step, uint32_t* image) {
     for (int c = 0; c < width; c += 16) {
-      const F32 x = V::mul(V::sub(V::load(rows_ + c), V::set(low)), V::set(inverse_step));
-      V::store_i8(reinterpret_cast<uint8_t*>(image) + c, V::add_i32(V::to_i32(x), V::set_i32(bias)));
+      const I32 code = V::to_i32(V::mul(V::load(rows_ + c), V::set(inverse_step)));
+      if constexpr (S::kQk == Element::i8w) {
+        V::store_words(reinterpret_cast<int16_t*>(image) + c, code);
+      } else {
+        V::store_i8(reinterpret_cast<uint8_t*>(image) + c, V::add_i32(code, V::set_i32(128)));
+      }
     }
   }
 
@@ -261,6 +274,10 @@ class Packer {
     const int width = sizes_.value_width, padded = static_cast<int>(round_up(keys_, kPanelKeys));
     for (int key = 0; key < keys_; ++key) {
       float* to = rows_ + key * width;
+      if (hidden(key)) {
+        std::memset(to, 0, static_cast<size_t>(width) * 4);
+        continue;
+      }
       if (Rows<V>::read_finite(row(a_.tensors->v, p.v, key), p.dtype, static_cast<int>(p.dim_v), to))
         mark_nonfinite(key);
       if constexpr (S::kCentreValues)
@@ -279,7 +296,7 @@ class Packer {
                int64_t{first} * (kBlockKeys / kPerStep) + (channel - first);
     const float* from = rows_ + channel;
     F32 inverse = V::set(1);
-    if constexpr (S::kPv == Element::i8) inverse = value_scale(channel, padded_keys);
+    if constexpr (S::kFixedPoint) inverse = value_scale(channel, padded_keys);
     for (int step = 0; step * kPerStep < padded_keys; ++step) {
       const float* x = from + step * kPerStep * width;
       I32 word;
@@ -289,6 +306,10 @@ class Packer {
         const I32 high_half = V::set_i32(static_cast<int32_t>(0xffff0000u));
         word = V::or_i32(V::template shift_right<16>(round_bf16(V::load(x))),
                          V::and_i32(round_bf16(V::load(x + width)), high_half));
+      } else if constexpr (S::kPv == Element::i8w) {
+        const float* y = from + first_key_of_word_step(step) * width;
+        word = V::or_i32(V::and_i32(to_code(y, inverse), V::set_i32(0xffff)),
+                         V::template shift_left<16>(to_code(y + width, inverse)));
       } else {
         word = V::or_i32(V::or_i32(code(x, inverse), V::template shift_left<8>(code(x + width, inverse))),
                          V::or_i32(V::template shift_left<16>(code(x + 2 * width, inverse)),
@@ -309,9 +330,8 @@ class Packer {
     return V::div(V::set(127), V::max(largest, V::set(kSmallest)));
   }
 
-  static I32 code(const float* x, F32 inverse) {
-    return V::and_i32(V::to_i32(V::mul(V::load(x), inverse)), V::set_i32(255));
-  }
+  static I32 to_code(const float* x, F32 inverse) { return V::to_i32(V::mul(V::load(x), inverse)); }
+  static I32 code(const float* x, F32 inverse) { return V::and_i32(to_code(x, inverse), V::set_i32(255)); }
 
   // Bits of x rounded to bf16 (nearest even) in the upper half; the lower half is garbage.
   static I32 round_bf16(F32 x) {

@@ -88,7 +88,11 @@ class Queries {
     for (int c = 0; c < width_; c += 16) {
       const I32 code = V::to_i32(V::mul(V::load(x + c), inverse));
       sum = V::add_i32(sum, code);
-      V::store_i8(reinterpret_cast<int8_t*>(to) + c, code);
+      if constexpr (S::kQk == Element::i8w) {
+        V::store_words(reinterpret_cast<int16_t*>(to) + c, code);
+      } else {
+        V::store_i8(reinterpret_cast<int8_t*>(to) + c, code);
+      }
     }
     const int32_t total = V::reduce_add_i32(sum);
     s_.q_scale[r] = unit_ * top * (1.0f / 127);

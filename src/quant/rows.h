@@ -64,8 +64,9 @@ struct Rows {
   }
 };
 
-// Mean over a sample of at most kMeanTokens rows; rows with non-finite values count as zeros. The stride between
-// sampled rows is odd, so that it does not fall in step with images or frames whose rows are powers of two.
+// Mean over a sample of at most kMeanTokens rows; non-finite values count as zeros, hidden keys do not count. The
+// stride between sampled rows is odd, so that it does not fall in step with images or frames whose rows are powers of
+// two.
 template <class V>
 void channel_mean(const MeanArgs& args) {
   using F32 = typename V::F32;
@@ -74,7 +75,9 @@ void channel_mean(const MeanArgs& args) {
   const int64_t step = (args.count / kMeanTokens) | 1;
   const int bytes = size_bytes(args.dtype);
   int64_t taken = 0;
-  for (int64_t i = 0; i < args.count; i += step, ++taken) {
+  for (int64_t i = 0; i < args.count; i += step) {
+    if (args.problem != nullptr && args.problem->hides_key(args.sequence_index, args.head_kv, i)) continue;
+    ++taken;
     Rows<V>::read_finite(static_cast<const char*>(args.rows) + i * args.row_stride * bytes, args.dtype, args.dim, row);
     for (int c = 0; c < width; c += 16) V::store(sum + c, V::add(V::load(sum + c), V::load(row + c)));
   }

@@ -260,6 +260,20 @@ void add_tiles(Vocabulary& v) {
          [](In in, Out out) { run_product<M, 5, 6, 0>(in, out, [] { M::template tile_dot2<5, 6, 0>(); }); }});
 }
 
+// What only sets without a dot product of bytes need; `scalar` has it as the specification.
+template <class M>
+void add_bytes_as_words(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"store_words", kBits, kExact, 1, 32,
+         [](In in, Out out) { M::store_words(reinterpret_cast<int16_t*>(out), A::i32(in, 0)); }});
+  v.add({"store_words of small numbers", kSums, kExact, 1, 32,
+         [](In in, Out out) { M::store_words(reinterpret_cast<int16_t*>(out), A::i32(in, 0)); }});
+  v.add({"dot2_i16", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot2_i16(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
+}
+
 template <class M>
 Vocabulary make_vocabulary(bool native_dot2) {
   Vocabulary v{};
@@ -269,6 +283,7 @@ Vocabulary make_vocabulary(bool native_dot2) {
   add_floats<M>(v);
   add_integers<M>(v);
   add_words<M>(v);
+  if constexpr (requires { &M::dot2_i16; }) add_bytes_as_words<M>(v);
   if constexpr (M::kHasTiles) add_tiles<M>(v);
   return v;
 }

@@ -148,6 +148,16 @@ struct Sums {
 
 }  // namespace
 
+namespace {
+
+int64_t sample_place(int64_t n, int64_t count, int64_t total) {
+  const int64_t begin = n * total / count, end = (n + 1) * total / count;
+  const double turn = 0.5 + static_cast<double>(n) * 0.6180339887498949, place = turn - std::floor(turn);
+  return begin + static_cast<int64_t>(place * static_cast<double>(end - begin));
+}
+
+}  // namespace
+
 std::vector<Row> rows_of(const Problem& problem, int64_t limit) {
   int64_t total = 0;
   for (int64_t b = 0; b < problem.batch; ++b) total += length_q(problem, b) * problem.heads_q;
@@ -158,8 +168,9 @@ std::vector<Row> rows_of(const Problem& problem, int64_t limit) {
   for (int64_t b = 0; b < problem.batch; ++b)
     for (int64_t h = 0; h < problem.heads_q; ++h)
       for (int64_t i = 0; i < length_q(problem, b); ++i, ++index)
-        // The n-th sample is the middle of the n-th of `count` equal parts.
-        if (next < count && index == (2 * next + 1) * total / (2 * count)) rows.push_back({b, h, i}), ++next;
+        // One sample in each of `count` equal parts, at a place in it that walks by the golden ratio: the middles would
+        // be the same few rows of every head when heads and samples fall in step.
+        if (next < count && index == sample_place(next, count, total)) rows.push_back({b, h, i}), ++next;
   return rows;
 }
 

@@ -32,6 +32,7 @@ struct Avx2 {
   // registers for products.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kBytesAsWords = true;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr int kStepAlign = 1;
 
@@ -66,6 +67,10 @@ struct Avx2 {
     const __m256i words = _mm256_packus_epi32(_mm256_and_si256(x.lo, byte), _mm256_and_si256(x.hi, byte));
     const __m256i bytes = _mm256_packus_epi16(words, words);  // dwords of quarters 0 2 0 2, 1 3 1 3
     store_128(p, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+  }
+  static void store_words(int16_t* p, I32 x) {
+    // Packing acts inside quarters: words of quarters 0 2 1 3.
+    store_256(p, _mm256_permute4x64_epi64(_mm256_packs_epi32(x.lo, x.hi), 0xd8));
   }
   static I32 load_u8(const uint8_t* p) {
     const __m128i bytes = load_128(p);
@@ -165,6 +170,7 @@ struct Avx2 {
                         _mm256_srai_epi16(_mm256_slli_epi16(s.hi, 8), 8)};
     return dot_words(acc, {_mm256_and_si256(u.lo, even), _mm256_and_si256(u.hi, even)}, s_even);
   }
+  static I32 dot2_i16(I32 acc, I32 a, I32 b) { return dot_words(acc, {a.lo, a.hi}, {b.lo, b.hi}); }
   static F32 dot2(F32 acc, I32 a, I32 b) {
     const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
     acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
@@ -223,15 +229,9 @@ struct Avx2 {
     const __m256i fraction = _mm256_set1_epi16(63), even = _mm256_set1_epi16(0xff);
     const __m256i index =
         _mm256_or_si256(_mm256_and_si256(d.lo, fraction), _mm256_slli_epi16(_mm256_and_si256(d.hi, fraction), 8));
-    __m256i low = _mm256_setzero_si256(), high = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      // vpshufb gives 0 where bit 7 of the index is set: + 0x70 sets it unless the entry lies in this sixteenth.
-      const __m256i part = _mm256_xor_si256(index, _mm256_set1_epi8(static_cast<char>(16 * i)));
-      const __m256i select = _mm256_add_epi8(part, _mm256_set1_epi8(0x70));
-      low = _mm256_or_si256(low, _mm256_shuffle_epi8(exp2_bytes(0, i), select));
-      high = _mm256_or_si256(high, _mm256_shuffle_epi8(exp2_bytes(1, i), select));
-    }
+    // Four sixteenths of the table by vpshufb; bits 4 and 5 of the index, moved to bit 7, choose among them.
+    const __m256i bit4 = _mm256_slli_epi16(index, 3), bit5 = _mm256_slli_epi16(index, 2);
+    const __m256i low = exp2_byte(0, index, bit4, bit5), high = exp2_byte(1, index, bit4, bit5);
     const __m256i lo = _mm256_or_si256(_mm256_and_si256(low, even), _mm256_slli_epi16(high, 8));
     const __m256i hi = _mm256_or_si256(_mm256_srli_epi16(low, 8), _mm256_andnot_si256(even, high));
     return {shift_right_each(lo, _mm256_srli_epi16(d.lo, 6)), shift_right_each(hi, _mm256_srli_epi16(d.hi, 6))};
@@ -270,10 +270,11 @@ struct Avx2 {
     const __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(r), 23));
     return _mm256_and_ps(_mm256_castsi256_ps(scaled), _mm256_cmp_ps(x, _mm256_set1_ps(-125.0f), _CMP_GE_OQ));
   }
+  // In place and in this order: compilers reassociate sums over several steps, which takes more registers than there
+  // are, and a barrier alone costs a copy per sum, which the front end has no room for.
   static I32 dot_words(I32 acc, I16 a, I16 b) {
-    acc = add_i32(acc, {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)});
-    // Sums stay in this order: reassociated over several steps, they take more registers than there are.
-    asm("" : "+x"(acc.lo), "+x"(acc.hi));
+    asm("vpaddd %1, %0, %0" : "+x"(acc.lo) : "x"(_mm256_madd_epi16(a.lo, b.lo)));
+    asm("vpaddd %1, %0, %0" : "+x"(acc.hi) : "x"(_mm256_madd_epi16(a.hi, b.hi)));
     return acc;
   }
   [[gnu::always_inline]] static void transpose8(__m256i (&x)[8]) {
@@ -296,6 +297,12 @@ struct Avx2 {
       x[c] = _mm256_permute2x128_si256(a, b, 0x20), x[c + 4] = _mm256_permute2x128_si256(a, b, 0x31);
     }
   }
+  [[gnu::always_inline]] static __m256i exp2_byte(int byte, __m256i index, __m256i bit4, __m256i bit5) {
+    __m256i x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) x[i] = _mm256_shuffle_epi8(exp2_bytes(byte, i), index);
+    return _mm256_blendv_epi8(_mm256_blendv_epi8(x[0], x[1], bit4), _mm256_blendv_epi8(x[2], x[3], bit4), bit5);
+  }
   static __m256i exp2_bytes(int byte, int sixteenth) {
     return _mm256_broadcastsi128_si256(load_128(kExp2ByteTable.v[byte][sixteenth]));
   }
@@ -310,6 +317,7 @@ struct Avx2 {
 #if defined(__AVXVNNI__)
 struct AvxVnni : Avx2 {
   static constexpr const char* kName = "avxvnni";
+  static constexpr bool kBytesAsWords = false;
   static I32 dot4(I32 acc, I32 u, I32 s) {
     return {_mm256_dpbusd_avx_epi32(acc.lo, u.lo, s.lo), _mm256_dpbusd_avx_epi32(acc.hi, u.hi, s.hi)};
   }

@@ -16,6 +16,7 @@ struct Avx512Vnni {
   // registers, which leaves room for the epilogue's constants.
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = true;  // enough registers for products and softmax at once
   static constexpr int kStepAlign = 1;
 

@@ -27,8 +27,9 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   // Rows x vectors of one register tile of a product. Bound: rows * vectors + vectors + 1 registers.
   static constexpr int kTileRows = 4, kTileVectors = 4;
-  static constexpr bool kHasTiles = false;  // a matrix engine (tile_* operations)
-  static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
+  static constexpr bool kHasTiles = false;      // a matrix engine (tile_* operations)
+  static constexpr bool kBytesAsWords = false;  // no dot product of bytes that is worth its widening
+  static constexpr bool kOverlaps = false;      // enough registers for products and softmax at once
   // Steps (4 bytes of K dimension) of a packed operand are padded to a multiple of this.
   static constexpr int kStepAlign = 1;
 
@@ -72,6 +73,11 @@ struct Scalar {
   // The low byte of each lane.
   static void store_i8(void* p, I32 x) {
     for (int i = 0; i < 16; ++i) static_cast<int8_t*>(p)[i] = static_cast<int8_t>(x.v[i]);
+  }
+  // as signed words, saturated; for sets with kBytesAsWords
+  static void store_words(int16_t* p, I32 x) {
+    for (int i = 0; i < 16; ++i)
+      p[i] = static_cast<int16_t>(x.v[i] < -32768 ? -32768 : x.v[i] > 32767 ? 32767 : x.v[i]);
   }
   static I32 load_u8(const uint8_t* p) {
     return each<I32>([&](int i) { return p[i]; });
@@ -215,6 +221,15 @@ struct Scalar {
       int8_t b[4];
       std::memcpy(a, &u.v[i], 4), std::memcpy(b, &s.v[i], 4);
       return acc.v[i] + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+    });
+  }
+  // acc + the products of the low and of the high signed words; for sets with kBytesAsWords
+  static I32 dot2_i16(I32 acc, I32 a, I32 b) {
+    return each<I32>([&](int i) {
+      int16_t x[2], y[2];
+      std::memcpy(x, &a.v[i], 4), std::memcpy(y, &b.v[i], 4);
+      const auto sum = static_cast<uint32_t>(x[0] * y[0]) + static_cast<uint32_t>(x[1] * y[1]);
+      return static_cast<int32_t>(static_cast<uint32_t>(acc.v[i]) + sum);
     });
   }
   // acc + the low and then the high product of bf16 pairs, rounded after each
