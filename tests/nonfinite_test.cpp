@@ -84,13 +84,16 @@ TEST_P(NonFinite, SplitKeys) {
 
 // Finite, but so large that one of them in a mean or a scale would leave nothing of its neighbours.
 TEST_P(NonFinite, HugeHiddenKeysCostNoAccuracy) {
-  const auto plant = [](Tensors& t) {
+  double hidden = 0;
+  const auto plant = [&](Tensors& t) {
     for (int64_t j = 0; j < 300; ++j)
       for (int64_t c = 0; c < 32; ++c)
-        if (t.mask.at(0, 0, 0, j) == 0) t.k.set(0, 0, j, c, 1e4), t.v.set(0, 0, j, c, -1e4);
+        if (t.mask.at(0, 0, 0, j) == hidden) t.k.set(0, 0, j, c, 1e4), t.v.set(0, 0, j, c, -1e4);
   };
   expect_like_exact("hq2 hkv1 lq80 lk300 d32 mask=key_padding:0.6", plant);
   expect_like_exact("hq2 hkv1 lq80 lk300 d32 mask=bool:0.5:hq bf16", plant);
+  hidden = -kInf;
+  expect_like_exact("hq2 hkv1 lq80 lk300 d32 mask=additive:0.5:hq", plant);
 }
 
 TEST_P(NonFinite, HiddenPlacesPoisonNothing) {

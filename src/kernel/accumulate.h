@@ -43,11 +43,14 @@ class Accumulate {
     const auto* p =
         (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) +
         first_step;
-    for (int row = 0; row < u.rows; row += Pv::kRows, ++tile) {
+    constexpr bool kAllRows = Pv::template kByVectors<N>;
+    for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Pv::kRows, ++tile) {
       const auto emit = [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
         add<N>(u, row + r, channel, acc);
       };
-      if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
+      if constexpr (kAllRows) {
+        Pv::template run_by_vectors<N>(p, kStride, v, steps, u.rows, s_.raw, emit);
+      } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
         Pv::template run<N>(p + row * kStride, kStride, v, steps, s_.raw, emit);
       } else {
         Pv::template run<N>(

@@ -44,19 +44,31 @@ struct Product {
     if constexpr (kOnTiles) {
       run_tiles<N>(a, a_stride, b, steps, raw);
       for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
-    } else if constexpr (N <= V::kTileVectors) {
+    } else {
       Acc acc[kRows][N];
       multiply<N>(acc, a, a_stride, b, N, steps, hook);
       unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
-    } else {
-      for (int n = 0; n < N; n += V::kTileVectors) {
-        Acc acc[kRows][V::kTileVectors];
-        multiply<V::kTileVectors>(acc, a, a_stride, b + n * 16, N, steps, NoHook());
-        for (int r = 0; r < kRows; ++r)
-          for (int v = 0; v < V::kTileVectors; ++v) V::store_i32(raw + (r * N + n + v) * 16, bits(acc[r][v]));
-      }
-      for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
     }
+  }
+
+  // Where N vectors are more than a register tile has: `rows` rows (a multiple of kRows), one vector after the other.
+  // One vector of all steps (8 KB of f32 at head dim 128) then stays in L1 for all rows; `b` as a whole would not.
+  template <int N>
+  static constexpr bool kByVectors = !kOnTiles && (N > V::kTileVectors);
+  template <int N, class Emit>
+  [[gnu::always_inline]] static void run_by_vectors(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
+                                                    int rows, int32_t* raw, Emit&& emit) {
+    for (int n = 0; n < N; n += V::kTileVectors)
+      for (int row = 0; row < rows; row += kRows) {
+        Acc acc[kRows][V::kTileVectors];
+        multiply<V::kTileVectors>(acc, a + row * a_stride, a_stride, b + n * 16, N, steps, NoHook());
+        unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+          unroll<V::kTileVectors>([&](auto v) __attribute__((always_inline)) {
+            V::store_i32(raw + ((row + r) * N + n + v) * 16, bits(acc[r][v]));
+          });
+        });
+      }
+    for (int r = 0; r < rows; ++r) emit_from<N>(raw, r, emit);
   }
 
  private:

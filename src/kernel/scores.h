@@ -79,7 +79,8 @@ class Scores {
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
       const int64_t at = u.block * kBlockKeys + panel * kPanelKeys;
       const uint32_t* keys = panel_keys(u, panel);
-      for (int row = 0; row < u.rows; row += Qk::kRows, ++tile) {
+      constexpr bool kAllRows = Qk::template kByVectors<4>;
+      for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Qk::kRows, ++tile) {
         const int first = u.first_row + row;
         const auto emit = [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
           F32 x[4];
@@ -87,7 +88,9 @@ class Scores {
           body(row + r, panel, x);
         };
         const uint32_t* q = s_.q + first * s_.q_stride;
-        if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
+        if constexpr (kAllRows) {
+          Qk::template run_by_vectors<4>(q, s_.q_stride, keys, steps_, u.rows, s_.raw, emit);
+        } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
           Qk::template run<4>(q, s_.q_stride, keys, steps_, s_.raw, emit);
         } else {
           Qk::template run<4>(

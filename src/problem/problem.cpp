@@ -59,7 +59,7 @@ bool Problem::mask_shows(int64_t s, int64_t head, int64_t i, int64_t j) const {
 }
 
 bool Problem::hides_key(int64_t s, int64_t head_kv, int64_t j) const {
-  if (!folds_mask()) return false;
+  if (mask.kind == Mask::Kind::none || mask.query != 0) return false;
   for (int64_t g = 0; g < (mask.head == 0 ? 1 : group); ++g)
     if (mask_shows(s, head_kv * group + g, 0, j)) return false;
   return true;

@@ -69,9 +69,9 @@ struct Problem {
   KeyRange visible_keys(const Sequence& s, int64_t i) const;
   // Does the mask show key j of sequence `s` to row (head, i)?
   bool mask_shows(int64_t s, int64_t head, int64_t i, int64_t j) const;
-  // Boolean masks that are the same for every query act on keys: as a bias, and on what is quantised.
+  // A boolean mask that is the same for every query becomes part of the key bias.
   bool folds_mask() const { return mask.kind == Mask::Kind::boolean && mask.query == 0; }
-  // Does such a mask hide key j of sequence `s` from every row that reads this key-value head?
+  // Does a mask that is the same for every query hide key j of sequence `s` from all heads that read `head_kv`?
   bool hides_key(int64_t s, int64_t head_kv, int64_t j) const;
   // The additive mask's value there; 0 when there is none.
   double mask_value(int64_t s, int64_t head, int64_t i, int64_t j) const;
