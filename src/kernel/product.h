@@ -46,7 +46,7 @@ struct Product {
       for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
     } else {
       Acc acc[kRows][N];
-      multiply<N>(acc, a, a_stride, b, N, steps, hook);
+      multiply(acc, a, a_stride, b, N, steps, hook);
       unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
     }
   }
@@ -59,19 +59,31 @@ struct Product {
   [[gnu::always_inline]] static void run_by_vectors(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
                                                     int rows, int32_t* raw, Emit&& emit) {
     for (int n = 0; n < N; n += V::kTileVectors)
-      for (int row = 0; row < rows; row += kRows) {
-        Acc acc[kRows][V::kTileVectors];
-        multiply<V::kTileVectors>(acc, a + row * a_stride, a_stride, b + n * 16, N, steps, NoHook());
-        unroll<kRows>([&](auto r) __attribute__((always_inline)) {
-          unroll<V::kTileVectors>([&](auto v) __attribute__((always_inline)) {
-            V::store_i32(raw + ((row + r) * N + n + v) * 16, bits(acc[r][v]));
-          });
-        });
+      for (int row = 0; row < rows;) {
+        // 16 rows = 6 + 6 + 4: never a rest of 2.
+        const bool wide = kWideRows != kRows && (rows - row == kWideRows || rows - row >= kRows + kWideRows);
+        wide ? store_rows<kWideRows, N>(a, a_stride, b, steps, row, n, raw)
+             : store_rows<kRows, N>(a, a_stride, b, steps, row, n, raw);
+        row += wide ? kWideRows : kRows;
       }
     for (int r = 0; r < rows; ++r) emit_from<N>(raw, r, emit);
   }
 
  private:
+  // Rows of a register tile whose steps need no temporaries.
+  static constexpr int kWideRows = E == Element::f32 || E == Element::i8w ? V::kWideTileRows : V::kTileRows;
+
+  template <int R, int N>
+  [[gnu::always_inline]] static void store_rows(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
+                                                int row, int n, int32_t* raw) {
+    Acc acc[R][V::kTileVectors];
+    multiply(acc, a + row * a_stride, a_stride, b + n * 16, N, steps, NoHook());
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<V::kTileVectors>([&](auto v) __attribute__((always_inline)) {
+        V::store_i32(raw + ((row + r) * N + n + v) * 16, bits(acc[r][v]));
+      });
+    });
+  }
   [[gnu::always_inline]] static I32 bits(Acc x) {
     if constexpr (kInteger) {
       return x;
@@ -108,36 +120,36 @@ struct Product {
     }
   }
 
-  template <int N, class Hook>
-  [[gnu::always_inline]] static void multiply(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride,
-                                              const uint32_t* b, int b_vectors, int steps, Hook&& hook) {
-    unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+  template <int R, int N, class Hook>
+  [[gnu::always_inline]] static void multiply(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride, const uint32_t* b,
+                                              int b_vectors, int steps, Hook&& hook) {
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
       unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = from_bits(V::set_i32(0)); });
     });
     const int64_t b_stride = int64_t{b_vectors} * 16;
     if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
-      multiply_steps<N>(acc, a, a_stride, b, b_stride, 0, steps);
+      multiply_steps(acc, a, a_stride, b, b_stride, 0, steps);
     } else {
       unroll<kHooks>([&](auto turn) __attribute__((always_inline)) {
-        multiply_steps<N>(acc, a, a_stride, b, b_stride, steps * turn / kHooks, steps * (turn + 1) / kHooks);
+        multiply_steps(acc, a, a_stride, b, b_stride, steps * turn / kHooks, steps * (turn + 1) / kHooks);
         hook(turn);
         // Without this the compiler moves accumulators to the stack to make room for the hook's temporaries.
-        unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
           unroll<N>([&](auto v) __attribute__((always_inline)) { V::keep(acc[r][v]); });
         });
       });
     }
   }
 
-  template <int N>
-  [[gnu::always_inline]] static void multiply_steps(Acc (&acc)[kRows][N], const uint32_t* a, int64_t a_stride,
+  template <int R, int N>
+  [[gnu::always_inline]] static void multiply_steps(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
                                                     const uint32_t* b, int64_t b_stride, int begin, int end) {
     b += begin * b_stride;
 #pragma GCC unroll 4
     for (int s = begin; s < end; ++s, b += b_stride) {
       I32 packed[N];
       unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
-      unroll<kRows>([&](auto r) __attribute__((always_inline)) {
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
         const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
         unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
       });

@@ -31,6 +31,9 @@ struct Avx2 {
   // 8 accumulators, and beside them one vector and one broadcast, both split for dot4 (4 + 2), which leaves 2 of 16
   // registers for products.
   static constexpr int kTileRows = 4, kTileVectors = 1;
+  // 12 accumulators where a step is a multiply-add, or two operations on words: 8 chains of 4 cycles would just fill
+  // two ports, with no room for a load that comes late.
+  static constexpr int kWideTileRows = 6;
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = true;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once

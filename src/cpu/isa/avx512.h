@@ -15,6 +15,7 @@ struct Avx512Vnni {
   // 16 accumulators, 4 vectors of the packed operand, 1 broadcast (a memory operand where the compiler can): 21 of 32
   // registers, which leaves room for the epilogue's constants.
   static constexpr int kTileRows = 4, kTileVectors = 4;
+  static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = true;  // enough registers for products and softmax at once

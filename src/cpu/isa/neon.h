@@ -14,6 +14,7 @@ struct Neon {
   static constexpr const char* kName = "neon";
   // 16 accumulators, a vector, its correction for dot4 and the rows' broadcasts: 16 + 4 + 4 + 4 of 32 registers.
   static constexpr int kTileRows = 4, kTileVectors = 1;
+  static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once

@@ -27,9 +27,10 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   // Rows x vectors of one register tile of a product. Bound: rows * vectors + vectors + 1 registers.
   static constexpr int kTileRows = 4, kTileVectors = 4;
-  static constexpr bool kHasTiles = false;      // a matrix engine (tile_* operations)
-  static constexpr bool kBytesAsWords = false;  // no dot product of bytes that is worth its widening
-  static constexpr bool kOverlaps = false;      // enough registers for products and softmax at once
+  static constexpr int kWideTileRows = kTileRows;  // where a step needs no temporaries beside them
+  static constexpr bool kHasTiles = false;         // a matrix engine (tile_* operations)
+  static constexpr bool kBytesAsWords = false;     // no dot product of bytes that is worth its widening
+  static constexpr bool kOverlaps = false;         // enough registers for products and softmax at once
   // Steps (4 bytes of K dimension) of a packed operand are padded to a multiple of this.
   static constexpr int kStepAlign = 1;
 
