@@ -1,6 +1,7 @@
 file(GLOB CLARY_SOURCES CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/src/core/*.cpp ${PROJECT_SOURCE_DIR}/src/problem/*.cpp ${PROJECT_SOURCE_DIR}/src/quant/*.cpp
-  ${PROJECT_SOURCE_DIR}/src/plan/*.cpp ${PROJECT_SOURCE_DIR}/src/kernel/*.cpp ${PROJECT_SOURCE_DIR}/src/api/*.cpp)
+  ${PROJECT_SOURCE_DIR}/src/plan/*.cpp ${PROJECT_SOURCE_DIR}/src/kernel/*.cpp ${PROJECT_SOURCE_DIR}/src/api/*.cpp
+  ${PROJECT_SOURCE_DIR}/src/cuda/host/*.cpp)
 
 # The objects, once: the shared library and the tests (which look inside) are both made of them.
 add_library(clary_objects STATIC ${CLARY_SOURCES} ${PROJECT_SOURCE_DIR}/src/cpu/dispatch.cpp ${CLARY_KERNEL_SOURCES})

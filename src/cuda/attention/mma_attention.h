@@ -1,0 +1,254 @@
+// Attention by mma.sync: sm_80, sm_86, sm_89, sm_120, and on sm_90 the precisions that have no wgmma kernel.
+//
+// A block of 4 warps owns kRows queries of one head and walks over tiles of keys; a warp owns strips of 16 rows.
+//
+//     shared memory:  Q image | K 0 | V^T 0 | K 1 | V^T 1        cp.async, two stages, one barrier per tile
+//     registers:      O       kStrips x dim / 8 x 4     128 at dim 128 with two strips, or at 256 with one
+//                     scores  kStrips x keys / 8 x 4     64         (dead once P is packed)
+//                     P       kStrips x keys / 16 or 32 x 4
+//
+// Two strips per warp halve the shared-memory reads of K and V: a 16 x 8 x 32-byte product takes two cycles of an
+// A100, and so does reading its 256 bytes of B.
+//
+// P V of one tile starts at zero and is added to O in f32 (O = alpha O + T, one FFMA per element, no more than a plain
+// rescale): FP8 tensor cores keep only about 14 bits of the sum, so it must not run over many tiles. The idea is
+// SageAttention2's and DeepSeek-V3's.
+#pragma once
+
+#include "cuda/attention/epilogue.h"
+#include "cuda/attention/rows.h"
+#include "cuda/attention/softmax.h"
+#include "cuda/attention/walk.h"
+#include "cuda/layout/fragments.h"
+#include "cuda/layout/image.h"
+
+namespace clary::cuda {
+
+template <Element kQk_, Element kPv_, int kDim_, int kStrips_, int kKeys_>
+struct MmaConfig {
+  static constexpr Element kQk = kQk_, kPv = kPv_;
+  static constexpr int kDim = kDim_, kStrips = kStrips_, kKeys = kKeys_;
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kStrips * kWarps;
+  static constexpr int kQkRowBytes = kDim * bits_of(kQk) / 8, kPvRowBytes = kKeys * bits_of(kPv) / 8;
+  static constexpr int kQBytes = kRows * kQkRowBytes, kKBytes = kKeys * kQkRowBytes, kVBytes = kDim * kPvRowBytes;
+  static constexpr int kStageBytes = kKBytes + kVBytes, kSharedBytes = kQBytes + 2 * kStageBytes;
+  static_assert(kSharedBytes <= 99 * 1024, "the most that a block may have on sm_86, sm_89 and sm_120");
+  static_assert(kQBytes % 1024 == 0 && kKBytes % 1024 == 0 && kVBytes % 1024 == 0, "swizzles count from 1024 bytes");
+};
+
+// The place of a lane's 16 bytes in an image; steps along k and strips of 16 rows are added without touching the swizzle.
+template <int kRows, int kRowBytes>
+struct MatrixAddress {
+  static constexpr int kWidth = panel_bytes(kRowBytes);
+  uint32_t row_offset, phase, byte;
+
+  CLARY_DEVICE MatrixAddress(int row, int lane_byte)
+      : row_offset(static_cast<uint32_t>(row * kWidth)),
+        phase(swizzle(static_cast<uint32_t>(row * kWidth), kWidth) ^ static_cast<uint32_t>(row * kWidth)),
+        byte(static_cast<uint32_t>(lane_byte)) {}
+  CLARY_DEVICE uint32_t at(int step, int strip) const {
+    const int panel = step * kStepBytes / kWidth, within = step * kStepBytes % kWidth;
+    return row_offset + static_cast<uint32_t>(panel * kRows * kWidth + strip * 16 * kWidth) +
+           ((byte + static_cast<uint32_t>(within)) ^ phase);
+  }
+};
+
+template <class M, class C>
+class MmaAttention {
+ public:
+  static CLARY_DEVICE void run(const AttentionParams& p, uint32_t shared) {
+    const Geometry& g = p.shape;
+    const Work w = work_item(g, p.sees, M::block_x());
+    const Span span = g.span(w.sequence);
+    if (w.tile * C::kRows >= span.len_q) return;
+    const int64_t key_base = (w.head / g.group) * g.key_tiles() + g.key_base(w.sequence);
+    const int64_t query_tile = w.head * g.query_tiles() + g.query_base(w.sequence) + w.tile;
+    const TileWalk walk(p, w, span, key_base);
+    State state;
+    reset_state(state);
+    int tile = walk.next(walk.range.begin);
+    if (tile < walk.range.end) {
+      copy(shared, p.q + query_tile * C::kQBytes, C::kQBytes);
+      load_tile(p, shared, 0, key_base + tile);
+    }
+    M::copy_commit();
+    for (int stage = 0; tile < walk.range.end; stage ^= 1) {
+      M::template copy_wait<0>();
+      M::sync();  // this tile is there, and everyone has finished with the other stage
+      const int next = walk.next(tile + 1);
+      if (next < walk.range.end) load_tile(p, shared, stage ^ 1, key_base + next);
+      M::copy_commit();
+      attend_tile(p, w, span, query_tile, key_base, tile, walk.is_full(tile), shared, stage, state);
+      tile = next;
+    }
+    finish(p, w, span, query_tile, state);
+  }
+
+ private:
+  using Score = std::conditional_t<is_integer(C::kQk), int, float>;
+  static constexpr int kKeyTiles = C::kKeys / 8, kDimTiles = C::kDim / 8;
+  using Soft = Softmax<M, C::kPv, kKeyTiles>;
+  static constexpr bool kBiased = C::kQk == Element::s4;
+
+  struct State {
+    float o[C::kStrips][kDimTiles][4];
+    RowState rows[C::kStrips];
+  };
+  struct Packed {
+    uint32_t p[C::kStrips][Soft::kSteps][4];
+    float alpha[C::kStrips][2];
+  };
+
+  static CLARY_DEVICE int lane() { return M::thread() % 32; }
+  // First row of this thread in the block's tile.
+  static CLARY_DEVICE int row_of(int strip) { return (M::thread() / 32 * C::kStrips + strip) * 16 + lane() / 4; }
+
+  static CLARY_DEVICE void reset_state(State& state) {
+#pragma unroll
+    for (int strip = 0; strip < C::kStrips; ++strip) {
+      reset(state.rows[strip]);
+#pragma unroll
+      for (int n = 0; n < kDimTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) state.o[strip][n][i] = 0;
+    }
+  }
+
+  static CLARY_DEVICE void copy(uint32_t to, const uint8_t* from, int bytes) {
+#pragma unroll 4
+    for (int at = M::thread() * 16; at < bytes; at += C::kThreads * 16)
+      M::copy_16(to + static_cast<uint32_t>(at), from + at);
+  }
+  static CLARY_DEVICE void load_tile(const AttentionParams& p, uint32_t shared, int stage, int64_t tile) {
+    const uint32_t at = shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
+    copy(at, p.k + tile * C::kKBytes, C::kKBytes);
+    copy(at + C::kKBytes, p.v + tile * C::kVBytes, C::kVBytes);
+  }
+
+  static CLARY_DEVICE void attend_tile(const AttentionParams& p, const Work& w, const Span& span, int64_t query_tile,
+                                       int64_t key_base, int tile, bool full, uint32_t shared, int stage,
+                                       State& state) {
+    const uint32_t k = shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
+    Score s[C::kStrips][kKeyTiles][4];
+    multiply_qk(shared, k, s);
+    Packed packed;
+#pragma unroll
+    for (int strip = 0; strip < C::kStrips; ++strip) {
+      float scale[2], x[kKeyTiles][4];
+      load_scale(p, query_tile, key_base + tile, row_of(strip), scale);
+      if (!kBiased && full) {
+        Soft::full(s[strip], scale, state.rows[strip], packed.alpha[strip], x);
+      } else {
+        to_octaves(p, w, key_base + tile, scale, s[strip], x);
+        if (!full) {
+          const int key = tile * C::kKeys + 2 * (lane() % 4);
+          const Place at{w.sequence, w.head, w.tile * C::kRows + row_of(strip), key, key_base * C::kKeys + key};
+          float shift[2];
+          load_shift(p, query_tile, row_of(strip), shift);
+          PartialScores<M, kKeyTiles>::apply(p, span, at, shift, x);
+        }
+        Soft::partial(x, state.rows[strip], packed.alpha[strip]);
+      }
+      Soft::pack(x, packed.p[strip]);
+    }
+    multiply_pv(k + C::kKBytes, packed, state);
+  }
+
+  static CLARY_DEVICE void multiply_qk(uint32_t q, uint32_t k, Score (&s)[C::kStrips][kKeyTiles][4]) {
+    const MatrixAddress<C::kRows, C::kQkRowBytes> a_at(M::thread() / 32 * C::kStrips * 16 + a_address_row(lane()),
+                                                       a_address_byte(lane()));
+    const MatrixAddress<C::kKeys, C::kQkRowBytes> b_at(b_address_row(lane()), b_address_byte(lane()));
+#pragma unroll
+    for (int strip = 0; strip < C::kStrips; ++strip)
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[strip][n][i] = 0;
+#pragma unroll
+    for (int step = 0; step < C::kQkRowBytes / kStepBytes; ++step) {
+      uint32_t a[C::kStrips][4];
+#pragma unroll
+      for (int strip = 0; strip < C::kStrips; ++strip) M::load_matrices(a[strip], q + a_at.at(step, strip));
+#pragma unroll
+      for (int pair = 0; pair < kKeyTiles / 2; ++pair) {
+        uint32_t b[4];
+        M::load_matrices(b, k + b_at.at(step, pair));
+#pragma unroll
+        for (int strip = 0; strip < C::kStrips; ++strip) {
+          M::template mma<C::kQk>(s[strip][2 * pair], a[strip], b[0], b[1]);
+          M::template mma<C::kQk>(s[strip][2 * pair + 1], a[strip], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  // O = alpha O + P V, 16 channels at a time.
+  static CLARY_DEVICE void multiply_pv(uint32_t v, const Packed& packed, State& state) {
+    const MatrixAddress<C::kDim, C::kPvRowBytes> b_at(b_address_row(lane()), b_address_byte(lane()));
+#pragma unroll
+    for (int pair = 0; pair < kDimTiles / 2; ++pair) {
+      float t[C::kStrips][2][4] = {};
+#pragma unroll
+      for (int step = 0; step < Soft::kSteps; ++step) {
+        uint32_t b[4];
+        M::load_matrices(b, v + b_at.at(step, pair));
+#pragma unroll
+        for (int strip = 0; strip < C::kStrips; ++strip) {
+          M::template mma<C::kPv>(t[strip][0], packed.p[strip][step], b[0], b[1]);
+          M::template mma<C::kPv>(t[strip][1], packed.p[strip][step], b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int strip = 0; strip < C::kStrips; ++strip)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float& o = state.o[strip][2 * pair + half][i];
+            o = M::fma(o, packed.alpha[strip][i >> 1], t[strip][half][i]);
+          }
+    }
+  }
+
+  // Octaves per unit of the product, of a thread's two rows: its keys share one scale.
+  static CLARY_DEVICE void load_scale(const AttentionParams& p, int64_t query_tile, int64_t key_tile, int row,
+                                      float (&scale)[2]) {
+    if constexpr (is_integer(C::kQk)) {
+      const float of_keys = p.k_scale[key_tile * kKeyGroups + lane() % 4];
+      for (int r = 0; r < 2; ++r) scale[r] = p.q_scale[query_tile * C::kRows + row + 8 * r] * of_keys;
+    } else {
+      scale[0] = scale[1] = p.score_scale;
+    }
+  }
+  static CLARY_DEVICE void load_shift(const AttentionParams& p, int64_t query_tile, int row, float (&shift)[2]) {
+    for (int r = 0; r < 2; ++r) shift[r] = is_integer(C::kQk) ? p.q_shift[query_tile * C::kRows + row + 8 * r] : 0;
+  }
+
+  static CLARY_DEVICE void to_octaves(const AttentionParams& p, const Work& w, int64_t key_tile,
+                                      const float (&scale)[2], const Score (&s)[kKeyTiles][4],
+                                      float (&x)[kKeyTiles][4]) {
+    // k_bias has the heads of queries where the other arrays have those of keys.
+    const int64_t in_head = key_tile - (w.head / p.shape.group) * p.shape.key_tiles();
+    const int64_t bias = (w.head * p.shape.key_tiles() + in_head) * C::kKeys + 2 * (lane() % 4);
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float add = kBiased ? p.k_bias[bias + 8 * n + (i & 1)] : 0;
+        x[n][i] = M::fma(M::to_float(s[n][i]), scale[i >> 1], add);
+      }
+  }
+
+  static CLARY_DEVICE void finish(const AttentionParams& p, const Work& w, const Span& span, int64_t query_tile,
+                                  const State& state) {
+#pragma unroll
+    for (int strip = 0; strip < C::kStrips; ++strip) {
+      float shift[2];
+      load_shift(p, query_tile, row_of(strip), shift);
+      Epilogue<M, C::kPv, C::kDim>::write(p, w, span, w.tile * C::kRows + row_of(strip), lane(), state.rows[strip],
+                                          shift, state.o[strip]);
+    }
+  }
+};
+
+}  // namespace clary::cuda
