@@ -24,6 +24,12 @@ CLARY_DEVICE bool is_finite(float x) {
   return (M::bits(x) & 0x7F800000u) != 0x7F800000u;
 }
 
+// By the sign bit: the result is never -0, whose bits are larger than those of any positive number.
+template <class M>
+CLARY_DEVICE float magnitude(float x) {
+  return M::from_bits(M::bits(x) & 0x7FFFFFFFu);
+}
+
 template <class M>
 CLARY_DEVICE float widen(uint32_t half, Type type) {
   const uint16_t bits = static_cast<uint16_t>(half);

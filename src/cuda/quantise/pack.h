@@ -73,7 +73,7 @@ class PackQueries {
       dot = M::fma(x[i], M::from_bits(M::load_shared(at.k_mean + channel)), dot);
       bad |= !is_finite<M>(x[i]);
       if (row < span.len_q && d + i < g.dim_qk) x[i] -= M::from_bits(M::load_shared(at.v_centre + channel));
-      largest = M::maximum(largest, M::maximum(x[i], -x[i]));
+      largest = M::maximum(largest, magnitude<M>(x[i]));
     }
     for (int far = lanes.lanes / 2; far > 0; far /= 2) {
       largest = M::maximum(largest, M::shuffle_xor(largest, far));
@@ -183,10 +183,10 @@ class PackKeys {
       for (int i = 0; i < 8; ++i) {
         // 16-bit products carry a K that is not finite by themselves.
         bad |= (smooths(p) && !is_finite<M>(k[i])) || !is_finite<M>(v[i]);
-        if (is_finite<M>(k[i])) largest = M::maximum(largest, M::maximum(k[i], -k[i]));
+        if (is_finite<M>(k[i])) largest = M::maximum(largest, magnitude<M>(k[i]));
       }
       const uint32_t group = 4 * static_cast<uint32_t>(group_of_key(key));
-      if (smooths(p)) M::maximum_shared(at.groups + group, M::bits(largest));
+      if (smooths(p)) M::maximum_shared(at.groups + group, M::bits(magnitude<M>(largest)));
       if (bad) M::maximum_shared(at.bad + 4 * static_cast<uint32_t>(key), 1);
       any |= bad;
     }

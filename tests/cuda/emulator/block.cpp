@@ -33,6 +33,7 @@ void fault(const char* format, ...) {
 void Block::run(Grid index, Grid size, int threads, size_t shared_bytes, const std::function<void()>& body) {
   index_ = index, size_ = size, body_ = &body;
   threads_.resize(static_cast<size_t>(threads));
+  while (stacks_.size() < threads_.size()) stacks_.push_back(std::make_unique_for_overwrite<char[]>(kStackBytes));
   warps_.assign(static_cast<size_t>((threads + 31) / 32), {});
   for (Barrier& barrier : barriers_) barrier = {};
   shared_memory_.assign(shared_bytes + 1024, std::byte{0xff});
@@ -41,11 +42,11 @@ void Block::run(Grid index, Grid size, int threads, size_t shared_bytes, const s
   shared_bytes_ = shared_bytes;
   copies_.assign(static_cast<size_t>(threads), {}), products_.assign(warps_.size(), {}), bulk_ = {};
   idle_turns_ = 0, unfinished_ = threads;
-  for (Thread& thread : threads_) {
-    if (!thread.stack) thread.stack = std::make_unique<char[]>(kStackBytes);
+  for (size_t t = 0; t < threads_.size(); ++t) {
+    Thread& thread = threads_[t];
     thread.started = thread.finished = false;
     getcontext(&thread.start);
-    thread.start.uc_stack.ss_sp = thread.stack.get();
+    thread.start.uc_stack.ss_sp = stacks_[t].get();
     thread.start.uc_stack.ss_size = kStackBytes;
     thread.start.uc_link = nullptr;
     makecontext(&thread.start, &Block::enter, 0);

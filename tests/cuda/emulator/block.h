@@ -74,7 +74,6 @@ class Block {
 
  private:
   struct Thread {
-    std::unique_ptr<char[]> stack;
     ucontext_t start;
     std::jmp_buf place;
     bool started = false, finished = false;
@@ -99,6 +98,7 @@ class Block {
   Grid index_, size_;
   const std::function<void()>* body_ = nullptr;
   std::vector<Thread> threads_;
+  std::vector<std::unique_ptr<char[]>> stacks_;  // kept from block to block
   std::vector<Warp> warps_;
   Barrier barriers_[16];
   std::vector<std::byte> shared_memory_;
