@@ -19,7 +19,7 @@ std::string name_of_mixed(const testing::TestParamInfo<std::tuple<std::string, u
   return std::get<0>(info.param) + "_" + std::to_string(std::get<1>(info.param));
 }
 INSTANTIATE_TEST_SUITE_P(Architectures, CudaMixed,
-                         testing::Combine(testing::Values("sm80", "sm89", "sm120"),
+                         testing::Combine(testing::Values("sm80", "sm89", "sm90", "sm120"),
                                           testing::Range(uint64_t{0}, kShards)),
                          name_of_mixed);
 

@@ -16,8 +16,10 @@ using emulated::Machine;
 
 template <class C>
 EmulatedKernel kernel() {
-  return {cuda::describe_instance<C>(false), [](const cuda::AttentionParams& p, int64_t items) {
-            launch({items, 1, 1}, C::kThreads, C::kSharedBytes, [&p] { cuda::MmaAttention<Machine, C>::run(p, 0); });
+  return {cuda::describe_instance<C>(C::kPersistent), [](const cuda::AttentionParams& p, int64_t items) {
+            // Fewer processors than items, so that persistent blocks take several.
+            const int64_t blocks = C::kPersistent ? std::min<int64_t>(items, 3) : items;
+            launch({blocks, 1, 1}, C::kThreads, C::kSharedBytes, [&p] { C::template Kernel<Machine>::run(p, 0); });
           }};
 }
 
@@ -101,6 +103,7 @@ const std::vector<EmulatedKernel>& emulated_kernels(const std::string& arch) {
   static const std::map<std::string, std::vector<EmulatedKernel>> kernels = {
       {"sm80", kernels_of(cuda::KernelsSm80())},
       {"sm89", kernels_of(cuda::KernelsSm89())},
+      {"sm90", kernels_of(cuda::KernelsSm90())},
       {"sm120", kernels_of(cuda::KernelsSm120())},
   };
   return kernels.at(arch);

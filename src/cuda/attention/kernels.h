@@ -3,6 +3,7 @@
 
 #include "cuda/attention/instances.h"
 #include "cuda/attention/mma_attention.h"
+#include "cuda/attention/wgmma_attention.h"
 
 namespace clary::cuda {
 
@@ -28,6 +29,16 @@ using MmaCommon = Joined<Joined<MmaDims<Element::f16, Element::f16>, MmaDims<Ele
 using MmaFp8 = MmaDims<Element::s8, Element::e4m3>;
 using KernelsSm80 = Joined<MmaCommon, MmaDims<Element::s4, Element::f16>>::Type;
 using KernelsSm89 = Joined<Joined<MmaCommon, MmaFp8>::Type, MmaDims<Element::s4, Element::e4m3>>::Type;
+// sm_90: wgmma with as many stages as shared memory holds, up to six; INT8 with 16-bit P V by mma.sync.
+template <Element kQk, Element kPv>
+using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6>, WgmmaConfig<kQk, kPv, 128, 128, 4>,
+                          WgmmaConfig<kQk, kPv, 256, 128, 2>>;
+template <Element kQk, Element kPv>
+using Wgmma16 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 4>, WgmmaConfig<kQk, kPv, 128, 128, 2>,
+                           WgmmaConfig<kQk, kPv, 256, 64, 2>>;
+using WgmmaAll = Joined<Joined<Wgmma8<Element::s8, Element::e4m3>, Wgmma16<Element::f16, Element::f16>>::Type,
+                        Wgmma16<Element::bf16, Element::bf16>>::Type;
+using KernelsSm90 = Joined<WgmmaAll, MmaDims<Element::s8, Element::f16>>::Type;
 using KernelsSm120 = Joined<MmaCommon, MmaFp8>::Type;
 
 }  // namespace clary::cuda

@@ -24,8 +24,14 @@
 
 namespace clary::cuda {
 
+template <class M, class C>
+class MmaAttention;
+
 template <Element kQk_, Element kPv_, int kDim_, int kStrips_, int kKeys_>
 struct MmaConfig {
+  template <class M>
+  using Kernel = MmaAttention<M, MmaConfig>;
+  static constexpr bool kPersistent = false;
   static constexpr Element kQk = kQk_, kPv = kPv_;
   static constexpr int kDim = kDim_, kStrips = kStrips_, kKeys = kKeys_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kStrips * kWarps;

@@ -28,12 +28,6 @@ struct TileWalk {
       while (tile < range.end && classes[tile] == static_cast<uint8_t>(TileClass::skipped)) ++tile;
     return tile;
   }
-  // The same downwards; -1 when there is none.
-  CLARY_DEVICE int previous(int tile) const {
-    if (classes != nullptr)
-      while (tile >= range.begin && classes[tile] == static_cast<uint8_t>(TileClass::skipped)) --tile;
-    return tile < range.begin ? -1 : tile;
-  }
   CLARY_DEVICE bool is_full(int tile) const {
     return plain && sees_all(range, tile, tile_keys) && bad_tile[tile] == 0 &&
            (classes == nullptr || classes[tile] == static_cast<uint8_t>(TileClass::full));

@@ -10,6 +10,7 @@ namespace clary::cuda {
 namespace {
 
 constexpr int64_t kMostGridX = (int64_t{1} << 31) - 1, kMostGridY = 65535;
+constexpr int64_t kCacheBytes = 24 << 20;                   // of K and V at a time: half of the L2 of an H100
 constexpr int64_t kMostLength = (int64_t{1} << 31) - 1024;  // positions in a tile stay within 32 bits
 
 Type type_of(DType type) {
@@ -92,6 +93,8 @@ Geometry geometry(const Problem& p, const Instance& instance) {
   g.max_len_q = static_cast<int32_t>(p.max_len_q), g.max_len_k = static_cast<int32_t>(p.max_len_k);
   g.dim_qk = static_cast<int32_t>(p.dim_qk), g.dim_v = static_cast<int32_t>(p.dim_v), g.dim = instance.dim;
   g.tile_rows = instance.tile_rows, g.tile_keys = instance.tile_keys;
+  const int64_t head_bytes = larger(1, g.max_len_k) * instance.dim * (bits_of(instance.qk) + bits_of(instance.pv)) / 8;
+  g.heads_together = static_cast<int32_t>(smaller(larger(1, kCacheBytes / head_bytes) * g.group, kMostGridY));
   g.cu_q = p.cu_seqlens_q, g.cu_k = p.cu_seqlens_k;
   return g;
 }

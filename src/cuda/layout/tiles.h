@@ -21,6 +21,7 @@ struct Geometry {
   int32_t max_len_q, max_len_k;                 // of a sequence
   int32_t dim_qk, dim_v, dim;                   // dim: what both are padded to
   int32_t tile_rows, tile_keys;
+  int32_t heads_together;  // whose K and V share the L2 cache, where rows differ in length
   const int32_t* cu_q;
   const int32_t* cu_k;
 
@@ -95,16 +96,21 @@ CLARY_ANYWHERE bool sees_all(const TileRange& range, int tile, int tile_keys) {
 }
 
 // ---- order of the work --------------------------------------------------------------------------------------------
-// Heads of one key-value head and all their query tiles run next to each other, so that K and V stay in L2. Where rows
-// differ in length (causal), the longest come first, or the last wave would be one long tile.
+// All query tiles of a head run next to each other, so that its K and V stay in L2. Where rows differ in length
+// (causal), the longest come first, or the last wave would be one long tile; then `heads_together` heads are taken side
+// by side, as many as L2 holds (FlashAttention-3's order).
 struct Work {
   int32_t tile, head, sequence;
 };
 CLARY_ANYWHERE Work work_item(const Geometry& g, const Visibility& v, int64_t item) {
-  const int64_t tiles = ceil_div(g.max_len_q, g.tile_rows);
-  const int64_t pair = item / tiles, tile = item % tiles;
-  return {static_cast<int32_t>(v.causal ? tiles - 1 - tile : tile), static_cast<int32_t>(pair % g.heads_q),
-          static_cast<int32_t>(pair / g.heads_q)};
+  const int64_t tiles = ceil_div(g.max_len_q, g.tile_rows), heads = int64_t{g.heads_q} * g.sequences;
+  int64_t pair = item / tiles, tile = item % tiles;
+  if (v.causal) {
+    const int64_t band = item / (tiles * g.heads_together), first = band * g.heads_together;
+    const int64_t within = item - first * tiles, count = smaller(g.heads_together, heads - first);
+    pair = first + within % count, tile = tiles - 1 - within / count;
+  }
+  return {static_cast<int32_t>(tile), static_cast<int32_t>(pair % g.heads_q), static_cast<int32_t>(pair / g.heads_q)};
 }
 CLARY_ANYWHERE int64_t work_items(const Geometry& g) {
   return ceil_div(g.max_len_q, g.tile_rows) * g.heads_q * g.sequences;

@@ -36,6 +36,7 @@ void Block::run(Grid index, Grid size, int threads, size_t shared_bytes, const s
   while (stacks_.size() < threads_.size()) stacks_.push_back(std::make_unique_for_overwrite<char[]>(kStackBytes));
   warps_.assign(static_cast<size_t>((threads + 31) / 32), {});
   for (Barrier& barrier : barriers_) barrier = {};
+  memory_barriers_.clear();
   shared_memory_.assign(shared_bytes + 1024, std::byte{0xff});
   const auto at = reinterpret_cast<uintptr_t>(shared_memory_.data());
   shared_ = shared_memory_.data() + (1024 - at % 1024) % 1024;
@@ -144,6 +145,21 @@ void Block::wait(const char* what, const std::function<bool()>& done) {
     if (idle_turns_ == kMostIdleTurns) fault("waits for %s that nobody brings", what);
     turn();
   }
+}
+
+MemoryBarrier& Block::barrier(uint32_t address) {
+  shared(address, 8, 8);
+  return memory_barriers_[address];
+}
+
+void MemoryBarrier::arrive() {
+  if (pending == 0) fault("more arrivals at an mbarrier than its count of %d", count);
+  --pending, the_block.made_progress();
+  complete_if_done();
+}
+
+void MemoryBarrier::complete_if_done() {
+  if (pending == 0 && expected_bytes == 0) pending = count, ++phase;
 }
 
 bool Block::coin() {

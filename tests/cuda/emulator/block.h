@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -44,6 +45,16 @@ class Deferred {
   size_t open_ = 0;
 };
 
+// An mbarrier: counts arrivals and bytes of a phase.
+struct MemoryBarrier {
+  int count = 0, pending = 0;
+  int64_t expected_bytes = 0;
+  uint64_t phase = 0;
+
+  void arrive();
+  void complete_if_done();
+};
+
 class Block {
  public:
   // Runs `body` on every thread of one block. Shared memory starts as 0xff: NaN to whoever reads it unwritten.
@@ -66,6 +77,8 @@ class Block {
   // Lets others run until `done()`.
   void wait(const char* what, const std::function<bool()>& done);
 
+  // The mbarrier at a shared address.
+  MemoryBarrier& barrier(uint32_t address);
   bool coin();
   Deferred& copies() { return copies_[static_cast<size_t>(current_)]; }           // cp.async, of a thread
   Deferred& products() { return products_[static_cast<size_t>(current_ / 32)]; }  // wgmma, of a warp
@@ -101,6 +114,7 @@ class Block {
   std::vector<std::unique_ptr<char[]>> stacks_;  // kept from block to block
   std::vector<Warp> warps_;
   Barrier barriers_[16];
+  std::map<uint32_t, MemoryBarrier> memory_barriers_;
   std::vector<std::byte> shared_memory_;
   std::byte* shared_ = nullptr;
   size_t shared_bytes_ = 0;

@@ -196,6 +196,120 @@ struct Machine {
               static_cast<D>(dot_32_bytes(a_rows[lane / 4 + 8 * (i / 2)], b_rows[2 * (lane % 4) + i % 2], kCount));
     });
   }
+
+  // ---- sm_90 ----
+  static void barrier_init(uint32_t barrier, int count) { block().barrier(barrier) = {count, count, 0, 0}; }
+  static void barrier_init_done() {}
+  static void barrier_arrive(uint32_t barrier) { block().barrier(barrier).arrive(); }
+  static void barrier_expect(uint32_t barrier, int bytes) {
+    block().barrier(barrier).expected_bytes += bytes;
+    block().barrier(barrier).arrive();
+  }
+  static void barrier_wait(uint32_t barrier, uint32_t parity) {
+    block().wait("an mbarrier", [barrier, parity] {
+      const auto done = [&] { return (block().barrier(barrier).phase & 1) != parity; };
+      if (!done() && block().bulk().size() > 0) block().bulk().do_some(block().bulk().size() - 1);
+      return done();
+    });
+  }
+  static void barrier_wait_warp(uint32_t barrier, uint32_t parity) {
+    barrier_wait(barrier, parity);
+    all(true);
+  }
+  static void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+    if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) fault("bulk copy: not in units of 16 bytes");
+    std::byte* const target = block().shared(to, static_cast<size_t>(bytes), 16);
+    std::memset(target, 0xff, static_cast<size_t>(bytes));
+    block().bulk().add([=] {
+      std::memcpy(target, from, static_cast<size_t>(bytes));
+      block().barrier(barrier).expected_bytes -= bytes;
+      block().barrier(barrier).complete_if_done();
+    });
+  }
+  static void turn_wait(int id) { block().meet_block(id, 256); }
+  static void turn_pass(int id) { block().arrive_block(id, 256); }
+  template <int kRegisters>
+  static void take_registers() {}
+  template <int kRegisters>
+  static void give_registers() {}
+
+  static void fence_products() {}
+  static void commit_products() {
+    block().meet_warp("commit", nullptr, [](void* const(&)[32]) { block().products().commit(); });
+  }
+  template <int kPending>
+  static void wait_products() {
+    block().meet_warp("wait", nullptr, [](void* const(&)[32]) { block().products().wait(kPending); });
+  }
+  template <class T, int kTiles>
+  static void pin(T (&)[kTiles][4]) {}
+
+  // 32 bytes of row `row` of a K-major operand in shared memory.
+  static void descriptor_row(uint32_t low, uint32_t high, int row, std::byte* to) {
+    const uint32_t mode = high >> 30, width = mode == 1 ? 128 : mode == 2 ? 64 : 32;
+    const uint32_t stride = (high & 0x3fff) << 4, r = static_cast<uint32_t>(row);
+    for (uint32_t byte = 0; byte < 32; byte += 16) {
+      uint32_t at = ((low & 0x3fff) << 4) + r / 8 * stride + r % 8 * width + byte;
+      at ^= (at >> 7 & (width / 16 - 1)) << 4;
+      std::memcpy(to + byte, block().shared(at, 16, 16), 16);
+    }
+  }
+
+  struct Product {
+    void* d;            // this lane's accumulators, [columns / 8][4]
+    const uint32_t* a;  // this lane's registers of A, or nullptr
+    uint32_t a_low, a_high, b_low, b_high;
+    int accumulate, warp;
+  };
+  // A warp's 16 rows of the product of its group.
+  template <Element E, int kColumns, class D>
+  static void multiply(const Product (&lanes)[32]) {
+    constexpr int kCount = 256 / bits_of(E);
+    std::byte bytes[32];
+    std::byte rows[16][32];
+    float a[16][kCount], b[kColumns][kCount];
+    const Product& first = lanes[0];
+    for (int row = 0; row < 16; ++row)
+      if (first.a == nullptr) descriptor_row(first.a_low, first.a_high, 16 * first.warp + row, rows[row]);
+    if (first.a != nullptr)
+      for (int lane = 0; lane < 32; ++lane)
+        for (int r = 0; r < 4; ++r)
+          std::memcpy(&rows[lane / 4 + 8 * (r % 2)][4 * (lane % 4) + 16 * (r / 2)], &lanes[lane].a[r], 4);
+    for (int row = 0; row < 16; ++row)
+      for (int k = 0; k < kCount; ++k) a[row][k] = operand(rows[row], E, k);
+    for (int column = 0; column < kColumns; ++column) {
+      descriptor_row(first.b_low, first.b_high, column, bytes);
+      for (int k = 0; k < kCount; ++k) b[column][k] = operand(bytes, E, k);
+    }
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < kColumns / 2; ++i) {
+        D& d = static_cast<D*>(lanes[lane].d)[i];
+        const float sum = dot_32_bytes(a[lane / 4 + 8 * (i / 2 % 2)], b[i / 4 * 8 + 2 * (lane % 4) + i % 2], kCount);
+        d = static_cast<D>(sum) + (first.accumulate ? d : D{0});
+      }
+  }
+  template <Element E, int kColumns, class D>
+  static void issue(Product mine) {
+    mine.warp = thread() % 128 / 32;
+    block().meet_warp("wgmma", &mine, [](void* const(&lanes)[32]) {
+      struct Lanes {
+        Product all[32];
+      } copy;
+      for (int lane = 0; lane < 32; ++lane) copy.all[lane] = *static_cast<Product*>(lanes[lane]);
+      // Until it is waited for, the result is anything.
+      if (!copy.all[0].accumulate)
+        for (const Product& lane : copy.all) std::fill_n(static_cast<D*>(lane.d), kColumns / 2, D(-77777));
+      block().products().add([copy] { multiply<E, kColumns, D>(copy.all); });
+    });
+  }
+  template <Element E, int kColumns, uint32_t kHighA, uint32_t kHighB, class D>
+  static void product_ss(D (*d)[4], uint32_t a_low, uint32_t b_low, int accumulate) {
+    issue<E, kColumns, D>({d, nullptr, a_low, kHighA, b_low, kHighB, accumulate, 0});
+  }
+  template <Element E, int kColumns, uint32_t kHighB>
+  static void product_rs(float (*d)[4], const uint32_t (&a)[4], uint32_t b_low, int accumulate) {
+    issue<E, kColumns, float>({d, a, 0, 0, b_low, kHighB, accumulate, 0});
+  }
 };
 
 }  // namespace clary::emulated
