@@ -44,9 +44,16 @@ struct BarrierOps {
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
   }
-  // Named barriers of two warp groups: the first call waits for the second one's arrival.
-  static __device__ __forceinline__ void turn_wait(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
-  static __device__ __forceinline__ void turn_pass(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
+  // Named barriers 1 and 2 of two warp groups: a wait is over when the other group has passed. Their numbers are
+  // constants under a uniform predicate; a number in a register would take all 16 barriers.
+  static __device__ __forceinline__ void turn_wait(int id) {
+    asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %0, 1;\n@p bar.sync 1, 256;\n@!p bar.sync 2, 256;\n}\n" ::"r"(id)
+                 : "memory");
+  }
+  static __device__ __forceinline__ void turn_pass(int id) {
+    asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %0, 1;\n@p bar.arrive 1, 256;\n@!p bar.arrive 2, 256;\n}\n" ::"r"(id)
+                 : "memory");
+  }
   template <int kRegisters>
   static __device__ __forceinline__ void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

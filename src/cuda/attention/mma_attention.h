@@ -70,24 +70,25 @@ class MmaAttention {
     const int64_t key_base = (w.head / g.group) * g.key_tiles() + g.key_base(w.sequence);
     const int64_t query_tile = w.head * g.query_tiles() + g.query_base(w.sequence) + w.tile;
     const TileWalk walk(p, w, span, key_base);
+    const Block block{p, w, span, query_tile, key_base, walk, shared};
     State state;
     reset_state(state);
-    int tile = walk.next(walk.range.begin);
-    if (tile < walk.range.end) {
+    Cursor at{walk.next(walk.range.begin), 0};
+    if (at.tile < walk.range.end) {
       copy(shared, p.q + query_tile * C::kQBytes, C::kQBytes);
-      load_tile(p, shared, 0, key_base + tile);
+      load_tile(block, 0, at.tile);
     }
     M::copy_commit();
-    for (int stage = 0; tile < walk.range.end; stage ^= 1) {
-      M::template copy_wait<0>();
-      M::sync();  // this tile is there, and everyone has finished with the other stage
-      const int next = walk.next(tile + 1);
-      if (next < walk.range.end) load_tile(p, shared, stage ^ 1, key_base + next);
-      M::copy_commit();
-      attend_tile(p, w, span, query_tile, key_base, tile, walk.is_full(tile), shared, stage, state);
-      tile = next;
+    while (at.tile < walk.range.end) {
+      if (walk.is_full(at.tile)) {
+#pragma unroll 1
+        do take_tile<true>(block, at, state);
+        while (at.tile < walk.range.end && walk.is_full(at.tile));
+      } else {
+        take_tile<false>(block, at, state);
+      }
     }
-    finish(p, w, span, query_tile, state);
+    finish(block, state);
   }
 
  private:
@@ -96,6 +97,21 @@ class MmaAttention {
   using Soft = Softmax<M, C::kPv, kKeyTiles>;
   static constexpr bool kBiased = C::kQk == Element::s4;
 
+  // What stays the same over a block's tiles.
+  struct Block {
+    const AttentionParams& p;
+    const Work& w;
+    const Span& span;
+    int64_t query_tile, key_base;
+    const TileWalk& walk;
+    uint32_t shared;
+    CLARY_DEVICE uint32_t k(int stage) const {
+      return shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
+    }
+  };
+  struct Cursor {
+    int tile, stage;
+  };
   struct State {
     float o[C::kStrips][kDimTiles][4];
     RowState rows[C::kStrips];
@@ -125,33 +141,45 @@ class MmaAttention {
     for (int at = M::thread() * 16; at < bytes; at += C::kThreads * 16)
       M::copy_16(to + static_cast<uint32_t>(at), from + at);
   }
-  static CLARY_DEVICE void load_tile(const AttentionParams& p, uint32_t shared, int stage, int64_t tile) {
-    const uint32_t at = shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
-    copy(at, p.k + tile * C::kKBytes, C::kKBytes);
-    copy(at + C::kKBytes, p.v + tile * C::kVBytes, C::kVBytes);
+  static CLARY_DEVICE void load_tile(const Block& b, int stage, int tile) {
+    const int64_t packed = b.key_base + tile;
+    copy(b.k(stage), b.p.k + packed * C::kKBytes, C::kKBytes);
+    copy(b.k(stage) + C::kKBytes, b.p.v + packed * C::kVBytes, C::kVBytes);
   }
 
-  static CLARY_DEVICE void attend_tile(const AttentionParams& p, const Work& w, const Span& span, int64_t query_tile,
-                                       int64_t key_base, int tile, bool full, uint32_t shared, int stage,
-                                       State& state) {
-    const uint32_t k = shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
+  // The tile at the cursor; the next one is loaded meanwhile.
+  template <bool kFull>
+  static CLARY_DEVICE void take_tile(const Block& b, Cursor& at, State& state) {
+    M::template copy_wait<0>();
+    M::sync();  // this tile is there, and everyone has finished with the other stage
+    const int next = b.walk.next(at.tile + 1);
+    if (next < b.walk.range.end) load_tile(b, at.stage ^ 1, next);
+    M::copy_commit();
+    attend_tile<kFull>(b, at, state);
+    at = {next, at.stage ^ 1};
+  }
+
+  template <bool kFull>
+  static CLARY_DEVICE void attend_tile(const Block& b, const Cursor& cursor, State& state) {
+    const uint32_t k = b.k(cursor.stage);
+    const int64_t key_tile = b.key_base + cursor.tile;
     Score s[C::kStrips][kKeyTiles][4];
-    multiply_qk(shared, k, s);
+    multiply_qk(b.shared, k, s);
     Packed packed;
 #pragma unroll
     for (int strip = 0; strip < C::kStrips; ++strip) {
       float scale[2], x[kKeyTiles][4];
-      load_scale(p, query_tile, key_base + tile, row_of(strip), scale);
-      if (!kBiased && full) {
+      load_scale(b.p, b.query_tile, key_tile, row_of(strip), scale);
+      if constexpr (kFull && !kBiased) {
         Soft::full(s[strip], scale, state.rows[strip], packed.alpha[strip], x);
       } else {
-        to_octaves(p, w, key_base + tile, scale, s[strip], x);
-        if (!full) {
-          const int key = tile * C::kKeys + 2 * (lane() % 4);
-          const Place at{w.sequence, w.head, w.tile * C::kRows + row_of(strip), key, key_base * C::kKeys + key};
+        to_octaves(b.p, b.w, key_tile, scale, s[strip], x);
+        if (!kFull) {
+          const int key = cursor.tile * C::kKeys + 2 * (lane() % 4);
+          const Place at{b.w.sequence, b.w.head, b.w.tile * C::kRows + row_of(strip), key, b.key_base * C::kKeys + key};
           float shift[2];
-          load_shift(p, query_tile, row_of(strip), shift);
-          PartialScores<M, kKeyTiles>::apply(p, span, at, shift, x);
+          load_shift(b.p, b.query_tile, row_of(strip), shift);
+          PartialScores<M, kKeyTiles>::apply(b.p, b.span, at, shift, x);
         }
         Soft::partial(x, state.rows[strip], packed.alpha[strip]);
       }
@@ -245,14 +273,13 @@ class MmaAttention {
       }
   }
 
-  static CLARY_DEVICE void finish(const AttentionParams& p, const Work& w, const Span& span, int64_t query_tile,
-                                  const State& state) {
+  static CLARY_DEVICE void finish(const Block& b, const State& state) {
 #pragma unroll
     for (int strip = 0; strip < C::kStrips; ++strip) {
       float shift[2];
-      load_shift(p, query_tile, row_of(strip), shift);
-      Epilogue<M, C::kPv, C::kDim>::write(p, w, span, w.tile * C::kRows + row_of(strip), lane(), state.rows[strip],
-                                          shift, state.o[strip]);
+      load_shift(b.p, b.query_tile, row_of(strip), shift);
+      Epilogue<M, C::kPv, C::kDim>::write(b.p, b.w, b.span, b.w.tile * C::kRows + row_of(strip), lane(),
+                                          state.rows[strip], shift, state.o[strip]);
     }
   }
 };

@@ -247,7 +247,7 @@ class WgmmaAttention {
         tile = item.walk.next(tile + 1);
         continue;
       }
-      if (!state.pending) {  // no product to overlap with
+      if (C::kOverlap && !state.pending) {  // no product to overlap with
         full_tile<false>(me, item, tile, end, state);
         tile = item.walk.next(tile + 1);
         continue;
