@@ -20,11 +20,18 @@ struct EmulatedKernel {
 // The kernels of an architecture: "sm80", "sm89", "sm90", "sm120".
 const std::vector<EmulatedKernel>& emulated_kernels(const std::string& arch);
 
+// What a test of the tests does to a plan between the quantiser and the attention kernel.
+using Tamper = std::function<void(cuda::CudaPlan&)>;
+
 // Runs a described problem as src/cuda/launch would, with a workspace that is full of NaN and ends at an inaccessible
 // page. Returns what clary_attention would.
-clary_status run_emulated(const std::string& arch, const Problem& problem, Tensors& tensors);
+clary_status run_emulated(const std::string& arch, const Problem& problem, Tensors& tensors,
+                          const Tamper& tamper = nullptr);
 
-// Runs it and compares every row with float64.
-testing::AssertionResult emulated_runs_right(const std::string& arch, const Problem& problem);
+// Compares every row of a result with float64.
+testing::AssertionResult emulated_agrees(const std::string& arch, const Problem& problem, Tensors& tensors);
+// Makes the tensors, runs them, and compares.
+testing::AssertionResult emulated_runs_right(const std::string& arch, const Problem& problem,
+                                             const Tamper& tamper = nullptr);
 
 }  // namespace clary::test

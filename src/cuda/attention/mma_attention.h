@@ -15,6 +15,8 @@
 // SageAttention2's and DeepSeek-V3's.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/attention/epilogue.h"
 #include "cuda/attention/rows.h"
 #include "cuda/attention/softmax.h"
@@ -63,32 +65,27 @@ template <class M, class C>
 class MmaAttention {
  public:
   static CLARY_DEVICE void run(const AttentionParams& p, uint32_t shared) {
-    const Geometry& g = p.shape;
-    const Work w = work_item(g, p.sees, M::block_x());
-    const Span span = g.span(w.sequence);
-    if (w.tile * C::kRows >= span.len_q) return;
-    const int64_t key_base = (w.head / g.group) * g.key_tiles() + g.key_base(w.sequence);
-    const int64_t query_tile = w.head * g.query_tiles() + g.query_base(w.sequence) + w.tile;
-    const TileWalk walk(p, w, span, key_base);
-    const Block block{p, w, span, query_tile, key_base, walk, shared};
+    const Item item(p, M::block_x());
+    if (item.is_beyond(C::kRows)) return;
+    const Block block{p, item.walk, item.query_tile, item.key_base, item.bias_base(p.shape), shared};
     State state;
     reset_state(state);
-    Cursor at{walk.next(walk.range.begin), 0};
-    if (at.tile < walk.range.end) {
-      copy(shared, p.q + query_tile * C::kQBytes, C::kQBytes);
+    Cursor at{item.first, 0};
+    if (item.has_tiles()) {
+      copy(shared, p.q + item.query_tile * C::kQBytes, C::kQBytes);
       load_tile(block, 0, at.tile);
     }
     M::copy_commit();
-    while (at.tile < walk.range.end) {
-      if (walk.is_full(at.tile)) {
+    while (at.tile < item.walk.range.end) {
+      if (item.walk.is_full(at.tile)) {
 #pragma unroll 1
         do take_tile<true>(block, at, state);
-        while (at.tile < walk.range.end && walk.is_full(at.tile));
+        while (at.tile < item.walk.range.end && item.walk.is_full(at.tile));
       } else {
         take_tile<false>(block, at, state);
       }
     }
-    finish(block, state);
+    finish(p, state);
   }
 
  private:
@@ -97,13 +94,11 @@ class MmaAttention {
   using Soft = Softmax<M, C::kPv, kKeyTiles>;
   static constexpr bool kBiased = C::kQk == Element::s4;
 
-  // What stays the same over a block's tiles.
+  // What stays the same over a block's tiles, and is kept in registers: no more than full tiles need.
   struct Block {
     const AttentionParams& p;
-    const Work& w;
-    const Span& span;
-    int64_t query_tile, key_base;
     const TileWalk& walk;
+    int64_t query_tile, key_base, bias_base;
     uint32_t shared;
     CLARY_DEVICE uint32_t k(int stage) const {
       return shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
@@ -173,19 +168,24 @@ class MmaAttention {
       if constexpr (kFull && !kBiased) {
         Soft::full(s[strip], scale, state.rows[strip], packed.alpha[strip], x);
       } else {
-        to_octaves(b.p, b.w, key_tile, scale, s[strip], x);
-        if (!kFull) {
-          const int key = cursor.tile * C::kKeys + 2 * (lane() % 4);
-          const Place at{b.w.sequence, b.w.head, b.w.tile * C::kRows + row_of(strip), key, b.key_base * C::kKeys + key};
-          float shift[2];
-          load_shift(b.p, b.query_tile, row_of(strip), shift);
-          PartialScores<M, kKeyTiles>::apply(b.p, b.span, at, shift, x);
-        }
+        to_octaves(b, cursor.tile, scale, s[strip], x);
+        if (!kFull) hide(b.p, cursor.tile, strip, x);
         Soft::partial(x, state.rows[strip], packed.alpha[strip]);
       }
       Soft::pack(x, packed.p[strip]);
     }
     multiply_pv(k + C::kKBytes, packed, state);
+  }
+
+  // Masks and the like on a partial tile. The work item is decoded once more.
+  static CLARY_DEVICE void hide(const AttentionParams& p, int tile, int strip, float (&x)[kKeyTiles][4]) {
+    const Item item(p, M::block_x_anew());
+    const int key = tile * C::kKeys + 2 * (lane() % 4);
+    const Place at{item.work.sequence, item.work.head, item.work.tile * C::kRows + row_of(strip), key,
+                   item.key_base * C::kKeys + key};
+    float shift[2];
+    load_shift(p, item.query_tile, row_of(strip), shift);
+    PartialScores<M, kKeyTiles>::apply(p, item.span, at, shift, x);
   }
 
   static CLARY_DEVICE void multiply_qk(uint32_t q, uint32_t k, Score (&s)[C::kStrips][kKeyTiles][4]) {
@@ -258,27 +258,25 @@ class MmaAttention {
     for (int r = 0; r < 2; ++r) shift[r] = is_integer(C::kQk) ? p.q_shift[query_tile * C::kRows + row + 8 * r] : 0;
   }
 
-  static CLARY_DEVICE void to_octaves(const AttentionParams& p, const Work& w, int64_t key_tile,
-                                      const float (&scale)[2], const Score (&s)[kKeyTiles][4],
+  static CLARY_DEVICE void to_octaves(const Block& b, int tile, const float (&scale)[2], const Score (&s)[kKeyTiles][4],
                                       float (&x)[kKeyTiles][4]) {
-    // k_bias has the heads of queries where the other arrays have those of keys.
-    const int64_t in_head = key_tile - (w.head / p.shape.group) * p.shape.key_tiles();
-    const int64_t bias = (w.head * p.shape.key_tiles() + in_head) * C::kKeys + 2 * (lane() % 4);
+    const int64_t bias = (b.bias_base + tile) * C::kKeys + 2 * (lane() % 4);
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float add = kBiased ? p.k_bias[bias + 8 * n + (i & 1)] : 0;
+        const float add = kBiased ? b.p.k_bias[bias + 8 * n + (i & 1)] : 0;
         x[n][i] = M::fma(M::to_float(s[n][i]), scale[i >> 1], add);
       }
   }
 
-  static CLARY_DEVICE void finish(const Block& b, const State& state) {
+  static CLARY_DEVICE void finish(const AttentionParams& p, const State& state) {
+    const Item item(p, M::block_x_anew());
 #pragma unroll
     for (int strip = 0; strip < C::kStrips; ++strip) {
       float shift[2];
-      load_shift(b.p, b.query_tile, row_of(strip), shift);
-      Epilogue<M, C::kPv, C::kDim>::write(b.p, b.w, b.span, b.w.tile * C::kRows + row_of(strip), lane(),
+      load_shift(p, item.query_tile, row_of(strip), shift);
+      Epilogue<M, C::kPv, C::kDim>::write(p, item.work, item.span, item.work.tile * C::kRows + row_of(strip), lane(),
                                           state.rows[strip], shift, state.o[strip]);
     }
   }

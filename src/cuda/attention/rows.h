@@ -58,13 +58,14 @@ struct PartialScores {
 
   static CLARY_DEVICE void add_alibi(const AttentionParams& p, const Span& span, const Place& at, Scores& x) {
     const float slope = p.slopes[at.sequence * p.slope_batch + at.head * p.slope_head] * kLog2E;
-    const int64_t aligned = at.row + p.sees.aligned(span);
+    // Whole numbers up to 2^24 are exact; beyond, a distance is rounded as any f32 is.
+    const float distance = static_cast<float>(at.row + p.sees.aligned(span) - at.key);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t d = aligned + 8 * (i >> 1) - key_of(at, n, i);
-        x[n][i] -= slope * static_cast<float>(d < 0 ? -d : d);
+        const float d = distance + static_cast<float>(8 * (i >> 1) - 8 * n - (i & 1));
+        x[n][i] -= slope * M::maximum(d, -d);
       }
   }
 

@@ -34,4 +34,27 @@ struct TileWalk {
   }
 };
 
+// One work item: a tile of queries of a head, decoded alike by all who work on it.
+struct Item {
+  Work work;
+  Span span;
+  int64_t key_base, query_tile;
+  TileWalk walk;
+  int first;  // tile; walk.range.end: none
+
+  CLARY_DEVICE Item(const AttentionParams& p, int64_t index)
+      : work(work_item(p.shape, p.sees, index)),
+        span(p.shape.span(work.sequence)),
+        key_base((work.head / p.shape.group) * p.shape.key_tiles() + p.shape.key_base(work.sequence)),
+        query_tile(work.head * p.shape.query_tiles() + p.shape.query_base(work.sequence) + work.tile),
+        walk(p, work, span, key_base),
+        first(walk.next(walk.range.begin)) {}
+  // The first tile in k_bias, which has the heads of queries where other arrays have those of keys.
+  CLARY_DEVICE int64_t bias_base(const Geometry& g) const {
+    return work.head * g.key_tiles() + g.key_base(work.sequence);
+  }
+  CLARY_DEVICE bool is_beyond(int rows) const { return work.tile * rows >= span.len_q; }
+  CLARY_DEVICE bool has_tiles() const { return first < walk.range.end; }
+};
+
 }  // namespace clary::cuda

@@ -67,25 +67,6 @@ struct Ring {
   }
 };
 
-// One work item, decoded alike by producer and consumers.
-struct Item {
-  Work work;
-  Span span;
-  int64_t key_base, query_tile;
-  TileWalk walk;
-  int first;  // tile; walk.range.end: none
-
-  CLARY_DEVICE Item(const AttentionParams& p, int64_t index)
-      : work(work_item(p.shape, p.sees, index)),
-        span(p.shape.span(work.sequence)),
-        key_base((work.head / p.shape.group) * p.shape.key_tiles() + p.shape.key_base(work.sequence)),
-        query_tile(work.head * p.shape.query_tiles() + p.shape.query_base(work.sequence) + work.tile),
-        walk(p, work, span, key_base),
-        first(walk.next(walk.range.begin)) {}
-  CLARY_DEVICE bool is_beyond(int rows) const { return work.tile * rows >= span.len_q; }
-  CLARY_DEVICE bool has_tiles() const { return first < walk.range.end; }
-};
-
 template <class M, class C>
 class WgmmaAttention {
  public:

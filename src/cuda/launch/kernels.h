@@ -10,8 +10,9 @@ namespace clary::cuda {
 struct ArchKernels {
   const char* name;
   std::span<const Instance> instances;
-  // Enqueues everything that a plan says; a cudaError_t.
-  int (*run)(const CudaPlan& plan, void* stream, int processors);
+  // Enqueue the two halves of a plan; a cudaError_t each.
+  int (*quantise)(const CudaPlan& plan, void* stream);
+  int (*attend)(const CudaPlan& plan, void* stream, int processors);
 };
 
 // By compute capability (80 = 8.0); nullptr: no kernels for it.

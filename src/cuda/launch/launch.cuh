@@ -62,7 +62,8 @@ cudaError_t enqueue(void (*kernel)(Params), dim3 grid, int threads, int shared_b
 }
 
 template <class M>
-cudaError_t quantise(const CudaPlan& plan, cudaStream_t stream) {
+int quantise(const CudaPlan& plan, void* to) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(to);
   cudaError_t error = cudaSuccess;
   if (plan.has_statistics)
     error = enqueue<QuantiseParams>(statistics_kernel<M>, grid_of(plan.statistics), kQuantiseThreads,
@@ -82,21 +83,19 @@ struct Launcher<M, KernelList<Configs...>> {
   static constexpr std::array<Instance, sizeof...(Configs)> kInstances = {
       describe_instance<Configs>(Configs::kPersistent)...};
 
-  static int run(const CudaPlan& plan, void* stream, int processors) {
+  static int attend(const CudaPlan& plan, void* stream, int processors) {
     static constexpr std::array<void (*)(AttentionParams), sizeof...(Configs)> kKernels = {
         attention_kernel<M, Configs>...};
-    const cudaStream_t to = static_cast<cudaStream_t>(stream);
-    if (const cudaError_t error = quantise<M>(plan, to); error != cudaSuccess) return error;
     const size_t index = static_cast<size_t>(plan.instance - kInstances.data());
     const int64_t blocks = plan.instance->persistent ? smaller(plan.items, processors) : plan.items;
     return enqueue<AttentionParams>(kKernels[index], dim3(static_cast<unsigned>(blocks)), plan.instance->threads,
-                                    plan.instance->shared_bytes, to, plan.attention);
+                                    plan.instance->shared_bytes, static_cast<cudaStream_t>(stream), plan.attention);
   }
 };
 
 template <class M, class List>
 const ArchKernels& arch_kernels(const char* name) {
-  static const ArchKernels kernels = {name, Launcher<M, List>::kInstances, &Launcher<M, List>::run};
+  static const ArchKernels kernels = {name, Launcher<M, List>::kInstances, &quantise<M>, &Launcher<M, List>::attend};
   return kernels;
 }
 

@@ -1,5 +1,6 @@
 #include "cuda/emulator/block.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -82,7 +83,7 @@ void Block::switch_to(int thread) {
 }
 
 int Block::live_lane(int from, int to) const {
-  for (int thread = from; thread < to; ++thread)
+  for (int thread = from; thread < std::min(to, threads()); ++thread)
     if (!threads_[static_cast<size_t>(thread)].finished) return thread;
   return -1;
 }
