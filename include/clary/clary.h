@@ -106,10 +106,10 @@ typedef struct clary_attention_params {
    * (int4 -> int8 -> int8_f16 -> exact; bf16 -> exact). */
   double guard;
   int32_t guard_rows; /* sampled rows per head, 1 to 64; default 16 */
-  /* CUDA tensors only (docs/gpu.md). The call enqueues its kernels on `stream` (a cudaStream_t, NULL = the legacy default
-   * stream) and returns: it allocates nothing, waits for nothing and reads no device memory, and so may be captured into
-   * a graph. `workspace` is device memory of clary_cuda_workspace_bytes() bytes, aligned to 64; it is the call's until the
-   * stream has passed it. */
+  /* CUDA tensors only (docs/gpu.md). The call enqueues its kernels on `stream` (a cudaStream_t, NULL = the legacy
+   * default stream) and returns: it allocates nothing, waits for nothing and reads no device memory, and so may be
+   * captured into a graph. `workspace` is device memory of clary_cuda_workspace_bytes() bytes, aligned to 64; it is the
+   * call's until the stream has passed it. */
   void* stream;
   void* workspace;
   size_t workspace_bytes;
@@ -167,9 +167,9 @@ CLARY_API clary_status clary_attention(const clary_tensor* q, const clary_tensor
                                        const clary_tensor* out, const clary_tensor* lse_or_null,
                                        const clary_attention_params* params, clary_context* context);
 
-/* How much workspace clary_attention needs for CUDA tensors of these shapes, strides and parameters. Their data, stream and
- * workspace are not looked at. CLARY_UNSUPPORTED when this library was built without CUDA, or there is no driver, no such
- * device, or no kernel for it. */
+/* How much workspace clary_attention needs for CUDA tensors of these shapes, strides and parameters. Their data, stream
+ * and workspace are not looked at. CLARY_UNSUPPORTED when this library was built without CUDA, or there is no driver, no
+ * such device, or no kernel for it. */
 CLARY_API clary_status clary_cuda_workspace_bytes(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
                                                   const clary_tensor* out, const clary_tensor* lse_or_null,
                                                   const clary_attention_params* params, size_t* bytes);

@@ -9,13 +9,6 @@ struct WarpOps {
   static __device__ __forceinline__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ __forceinline__ int threads() { return static_cast<int>(blockDim.x); }
   static __device__ __forceinline__ int64_t block_x() { return blockIdx.x; }
-  // The same, in a way that the compiler does not remember: what follows from it is computed anew instead of being kept in
-  // registers over a loop.
-  static __device__ __forceinline__ int64_t block_x_anew() {
-    uint32_t x;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(x));
-    return x;
-  }
   static __device__ __forceinline__ int64_t block_y() { return blockIdx.y; }
   static __device__ __forceinline__ int64_t block_z() { return blockIdx.z; }
   static __device__ __forceinline__ int64_t blocks_x() { return gridDim.x; }

@@ -1,8 +1,8 @@
 // The attention kernels there are: (operand types, padded head dim, shape of the block).
 //
 // A head dim is served by the next larger instance; the padding is zeros. Three dims keep the compile time of four
-// architectures within minutes. What is lost is at most a half (dim 65 on 128) and nothing at the dims that models have;
-// 96 and 192 lose a quarter of the products.
+// architectures within minutes. What is lost is at most a half (dim 65 on 128), a quarter at 96 and 192, and nothing at
+// 64, 128 and 256.
 //
 // Everything else (masks, causality, softcap, GQA, varlen, types of the output) is a branch at run time that full tiles
 // do not take, so it costs no instance.

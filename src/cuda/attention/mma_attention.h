@@ -44,7 +44,7 @@ struct MmaConfig {
   static_assert(kQBytes % 1024 == 0 && kKBytes % 1024 == 0 && kVBytes % 1024 == 0, "swizzles count from 1024 bytes");
 };
 
-// The place of a lane's 16 bytes in an image; steps along k and strips of 16 rows are added without touching the swizzle.
+// The place of a lane's 16 bytes in an image; steps along k and strips of 16 rows leave the swizzle as it is.
 template <int kRows, int kRowBytes>
 struct MatrixAddress {
   static constexpr int kWidth = panel_bytes(kRowBytes);
@@ -67,7 +67,7 @@ class MmaAttention {
   static CLARY_DEVICE void run(const AttentionParams& p, uint32_t shared) {
     const Item item(p, M::block_x());
     if (item.is_beyond(C::kRows)) return;
-    const Block block{p, item.walk, item.query_tile, item.key_base, item.bias_base(p.shape), shared};
+    const Block block{p, item, item.walk, item.query_tile, item.key_base, item.bias_base(p.shape), shared};
     State state;
     reset_state(state);
     Cursor at{item.first, 0};
@@ -85,7 +85,7 @@ class MmaAttention {
         take_tile<false>(block, at, state);
       }
     }
-    finish(p, state);
+    finish(block, state);
   }
 
  private:
@@ -94,9 +94,10 @@ class MmaAttention {
   using Soft = Softmax<M, C::kPv, kKeyTiles>;
   static constexpr bool kBiased = C::kQk == Element::s4;
 
-  // What stays the same over a block's tiles, and is kept in registers: no more than full tiles need.
+  // What stays the same over a block's tiles, and is kept in registers.
   struct Block {
     const AttentionParams& p;
+    const Item& item;
     const TileWalk& walk;
     int64_t query_tile, key_base, bias_base;
     uint32_t shared;
@@ -169,7 +170,7 @@ class MmaAttention {
         Soft::full(s[strip], scale, state.rows[strip], packed.alpha[strip], x);
       } else {
         to_octaves(b, cursor.tile, scale, s[strip], x);
-        if (!kFull) hide(b.p, cursor.tile, strip, x);
+        if (!kFull) hide(b, cursor.tile, strip, x);
         Soft::partial(x, state.rows[strip], packed.alpha[strip]);
       }
       Soft::pack(x, packed.p[strip]);
@@ -177,9 +178,10 @@ class MmaAttention {
     multiply_pv(k + C::kKBytes, packed, state);
   }
 
-  // Masks and the like on a partial tile. The work item is decoded once more.
-  static CLARY_DEVICE void hide(const AttentionParams& p, int tile, int strip, float (&x)[kKeyTiles][4]) {
-    const Item item(p, M::block_x_anew());
+  // Masks and the like on a partial tile.
+  static CLARY_DEVICE void hide(const Block& b, int tile, int strip, float (&x)[kKeyTiles][4]) {
+    const AttentionParams& p = b.p;
+    const Item& item = b.item;
     const int key = tile * C::kKeys + 2 * (lane() % 4);
     const Place at{item.work.sequence, item.work.head, item.work.tile * C::kRows + row_of(strip), key,
                    item.key_base * C::kKeys + key};
@@ -270,8 +272,9 @@ class MmaAttention {
       }
   }
 
-  static CLARY_DEVICE void finish(const AttentionParams& p, const State& state) {
-    const Item item(p, M::block_x_anew());
+  static CLARY_DEVICE void finish(const Block& b, const State& state) {
+    const AttentionParams& p = b.p;
+    const Item& item = b.item;
 #pragma unroll
     for (int strip = 0; strip < C::kStrips; ++strip) {
       float shift[2];

@@ -58,8 +58,8 @@ CLARY_ANYWHERE bool changes_scores(const AttentionParams& p) {
   return p.softcap > 0 || p.slopes != nullptr || (p.mask.data != nullptr && p.mask.type != Type::boolean);
 }
 
-// P is scaled by 2^offset before it is rounded: e4m3 is used up to its largest number, 448; the smallest normal f16 then
-// is 2^-22 of the row's maximum; bf16 has the range of f32.
+// P is scaled by 2^offset before it is rounded: e4m3 is used up to its largest number, 448; the smallest normal f16 is
+// then 2^-22 of the row's maximum; bf16 has the range of f32.
 CLARY_ANYWHERE float p_offset(Element p) {
   return p == Element::e4m3 ? 8.8073549220576f : p == Element::f16 ? 8.0f : 0.0f;
 }

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kClassThreads) classify_kernel(const __grid_co
   classify<M>(p);
 }
 template <class M, class C>
-__global__ void __launch_bounds__(C::kThreads) attention_kernel(const __grid_constant__ AttentionParams p) {
+__global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_constant__ AttentionParams p) {
   C::template Kernel<M>::run(p, shared_base());
 }
 

@@ -2,7 +2,7 @@
 //
 // grid (chunks, sequences x heads, role: 0 K, 1 V, 2 Q), 256 threads. Each thread sums 8 channels over every
 // 256 / (dim / 8)-th token of its chunk; the block adds up in shared memory, in a fixed order. Reads K and V once: the
-// kernel is bound by memory. Numbers that are not finite are left out: any vector may be subtracted (docs/semantics.md).
+// kernel is bound by memory. Numbers that are not finite are left out: any vector may be subtracted.
 #pragma once
 
 #include "cuda/quantise/elements.h"

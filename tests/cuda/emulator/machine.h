@@ -63,7 +63,6 @@ struct Machine {
   static int thread() { return block().thread(); }
   static int threads() { return block().threads(); }
   static int64_t block_x() { return block().index().x; }
-  static int64_t block_x_anew() { return block_x(); }
   static int64_t block_y() { return block().index().y; }
   static int64_t block_z() { return block().index().z; }
   static int64_t blocks_x() { return block().size().x; }
