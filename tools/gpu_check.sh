@@ -5,6 +5,7 @@
 #
 #   tools/gpu_check.sh            all steps that have not passed yet
 #   tools/gpu_check.sh --again    all steps
+#   PROGRAM=path tools/gpu_check.sh   with a clary_gpu_check that was built elsewhere
 #
 # Exits 0 when everything has passed, 1 when something is wrong, 3 where there is no GPU, 4 when time ran out.
 set -uo pipefail
@@ -54,11 +55,15 @@ if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 
 build() {
-  ./scripts/setup.sh tests && cmake --preset release -DCLARY_CUDA=ON &&
+  { ./scripts/setup.sh tests || true; } && cmake --preset release -DCLARY_CUDA=ON &&
     cmake --build --preset release -j "$(nproc)" --target clary_gpu_check
 }
-step build 560 build || exit 1
-program=$(find build/release -name clary_gpu_check -type f -perm -u+x | head -n 1)
+if [ -n "${PROGRAM:-}" ]; then
+  program=$PROGRAM
+else
+  step build 560 build || exit 1
+  program=build/release/tests/cuda/clary_gpu_check
+fi
 step devices 60 "$program" devices || exit 1
 
 # FlashAttention's shapes, then the edges of what may be combined.

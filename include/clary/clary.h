@@ -168,8 +168,8 @@ CLARY_API clary_status clary_attention(const clary_tensor* q, const clary_tensor
                                        const clary_attention_params* params, clary_context* context);
 
 /* How much workspace clary_attention needs for CUDA tensors of these shapes, strides and parameters. Their data, stream
- * and workspace are not looked at. CLARY_UNSUPPORTED when this library was built without CUDA, or there is no driver, no
- * such device, or no kernel for it. */
+ * and workspace are not looked at. CLARY_UNSUPPORTED when this library was built without CUDA, or there is no driver,
+ * or no kernel for the device. */
 CLARY_API clary_status clary_cuda_workspace_bytes(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
                                                   const clary_tensor* out, const clary_tensor* lse_or_null,
                                                   const clary_attention_params* params, size_t* bytes);

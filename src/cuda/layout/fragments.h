@@ -23,7 +23,7 @@ CLARY_ANYWHERE int b_row(int lane) { return lane / 4; }
 CLARY_ANYWHERE int b_byte(int lane, int r) { return 4 * (lane % 4) + 16 * r; }
 
 // ldmatrix.x4: lane l gives the address of row l % 8 of matrix l / 8 and receives, in register q, bytes 4 (l % 4) of
-// row l / 4 of matrix q. With these addresses register q is register q of A, resp. of two B operands, rows 0-7 and 8-15.
+// row l / 4 of matrix q. Register q then is register q of A, resp. of two B operands, rows 0-7 and 8-15.
 CLARY_ANYWHERE int a_address_row(int lane) { return lane % 8 + 8 * ((lane >> 3) & 1); }
 CLARY_ANYWHERE int a_address_byte(int lane) { return 16 * (lane >> 4); }
 CLARY_ANYWHERE int b_address_row(int lane) { return lane % 8 + 8 * (lane >> 4); }
