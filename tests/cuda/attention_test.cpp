@@ -188,5 +188,50 @@ TEST(CudaInterface, NamesTheCause) {
   EXPECT_NE(std::string(clary_last_error()).find("k: is on device_type 1"), std::string::npos) << clary_last_error();
 }
 
+TEST(CudaInterface, RefusesFieldsOfTheOtherDevice) {
+  const Problem p = parse("hq1 hkv1 lq4 lk4 d64 f16 int8");
+  Tensors tensors = make_tensors(p);
+  const auto refusal = [&](const auto& spoil) {
+    clary_tensor views[4] = {*tensors.q.view(), *tensors.k.view(), *tensors.v.view(), *tensors.out.view()};
+    clary_attention_params params = make_params(p, tensors);
+    spoil(views, params);
+    EXPECT_NE(clary_attention(&views[0], &views[1], &views[2], &views[3], nullptr, &params, nullptr), CLARY_OK);
+    return std::string(clary_last_error());
+  };
+  int something = 0;
+  EXPECT_NE(refusal([&](clary_tensor*, auto& params) { params.stream = &something; }).find("stream"),
+            std::string::npos);
+  EXPECT_NE(refusal([&](clary_tensor*, auto& params) { params.workspace_bytes = 8; }).find("workspace"),
+            std::string::npos);
+  EXPECT_NE(refusal([](clary_tensor*, auto& params) { params.max_len_q = 4; }).find("max_len_q"), std::string::npos);
+  EXPECT_NE(refusal([](clary_tensor* views, auto&) { views[2].device_type = 2; }).find("v: is on device_type 2"),
+            std::string::npos);
+  EXPECT_NE(refusal([](clary_tensor* views, auto&) { views[0].device_type = 10; }).find("q: device_type is 10"),
+            std::string::npos);
+  const int32_t cu[2] = {0, 4};
+  const auto varlen = [&](int64_t longest) {
+    return refusal([&](clary_tensor* views, clary_attention_params& params) {
+      for (int i = 0; i < 4; ++i) views[i].device_type = 2;
+      params.cu_seqlens_q = params.cu_seqlens_k = cu, params.num_sequences = 1;
+      params.max_len_q = longest, params.max_len_k = 4;
+    });
+  };
+  EXPECT_NE(varlen(5).find("max_len_q: is 5"), std::string::npos);
+  EXPECT_EQ(varlen(4).find("max_len_q"), std::string::npos) << "what is refused then is the machine";
+}
+
+TEST(CudaInterface, PlansAreForTheCpu) {
+  const Problem p = parse("hq1 hkv1 lq4 lk4 d64 f16 int8");
+  Tensors tensors = make_tensors(p);
+  clary_tensor views[4] = {*tensors.q.view(), *tensors.k.view(), *tensors.v.view(), *tensors.out.view()};
+  for (clary_tensor& view : views) view.device_type = 2;
+  const clary_attention_params params = make_params(p, tensors);
+  const ContextPointer context = make_context("");
+  clary_plan* plan = nullptr;
+  EXPECT_EQ(clary_plan_create(&views[0], &views[1], &views[2], &views[3], nullptr, &params, context.get(), &plan),
+            CLARY_UNSUPPORTED);
+  EXPECT_NE(std::string(clary_last_error()).find("plans"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace clary::test

@@ -32,7 +32,7 @@ using KernelsSm89 = Joined<Joined<MmaCommon, MmaFp8>::Type, MmaDims<Element::s4,
 // sm_90: wgmma with as many stages as shared memory holds, up to six; INT8 with 16-bit P V by mma.sync.
 template <Element kQk, Element kPv>
 using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6>, WgmmaConfig<kQk, kPv, 128, 128, 4>,
-                          WgmmaConfig<kQk, kPv, 256, 128, 2>>;
+                          WgmmaConfig<kQk, kPv, 256, 128, 3>>;
 template <Element kQk, Element kPv>
 using Wgmma16 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 4>, WgmmaConfig<kQk, kPv, 128, 128, 2>,
                            WgmmaConfig<kQk, kPv, 256, 64, 2>>;

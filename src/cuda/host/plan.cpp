@@ -200,8 +200,11 @@ clary_status make_cuda_plan(const Problem& p, const Tensors& t, std::span<const 
   plan.pack = {tiles, p.sequences * p.heads_q, 2};
   plan.pack_shared_bytes = static_cast<int>(PackShared(0, q).bytes);
   plan.items = work_items(q.shape);
-  if (plan.items > kMostGridX || plan.survey.y > kMostGridY || plan.survey.z > kMostGridY)
+  if (plan.items > kMostGridX)
     return fail(CLARY_UNSUPPORTED, "q: %" PRId64 " tiles of queries are too many for one launch", plan.items);
+  if (plan.survey.y > kMostGridY || plan.survey.z > kMostGridY)
+    return fail(CLARY_UNSUPPORTED, "mask: %" PRId64 " x %" PRId64 " tiles and planes are too many for one launch",
+                plan.survey.y, plan.survey.z);
   return CLARY_OK;
 }
 

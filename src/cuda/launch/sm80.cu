@@ -5,7 +5,7 @@
 // a loop of a thousand instructions.
 //
 // budget: mma s4 f16 256 | registers 255 | spills 0 | loop 830
-// budget: mma s4 f16 128 | registers 255 | spills 13 | loop 1470
+// budget: mma s4 f16 128 | registers 255 | spills 20 | loop 1470
 // budget: mma s4 f16 64 | registers 255 | spills 0 | loop 1260
 // budget: mma s8 f16 256 | registers 255 | spills 0 | loop 640
 // budget: mma s8 f16 128 | registers 255 | spills 16 | loop 1070
