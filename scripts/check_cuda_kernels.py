@@ -13,7 +13,8 @@ registers: most per thread. spills: most accesses of local memory in the loop ov
 that loop. Every kernel must have a line, and every line a kernel.
 
 Apart from the numbers, SASS must hold the instructions that the design rests on (NEEDED), and in the loop of an overlapped
-wgmma kernel the exponentials must lie between the wait for the scores and the wait for P V: there is no overlap otherwise.
+wgmma kernel most exponentials must lie between the wait for the scores and the wait for P V, or little would overlap. (ptxas
+may sink some below the second wait where P V is short.)
 
 Needs cuobjdump and nvdisasm: beside nvcc, on PATH, or where scripts/setup.sh puts them. Exits 77 without them.
 """
@@ -134,7 +135,7 @@ def faults_of_kernel(kernel, budget):
             yield f"{name}: no {needed[what]} in its SASS"
     if kernel.family == "wgmma" and not (kernel.pv == "e4m3" and kernel.dim > 128):
         counts = exponentials_by_wait(kernel.loop_text)
-        if len(counts) != 2 or counts[1] > 0 or counts[0] < 16:
+        if len(counts) != 2 or counts[0] < 16 or counts[0] < 1.5 * counts[1]:
             yield f"{name}: the softmax is not between the waits ({counts})"
 
 
@@ -180,6 +181,8 @@ def self_test():
         (good._replace(opcodes=good.opcodes - {"IGMMA.64x128x32.S8.S8"}), budgets, "no IGMMA"),
         (good._replace(loop_text=["IGMMA", "WARPGROUP.DEPBAR", "WARPGROUP.DEPBAR"] + ["MUFU.EX2"] * 64), budgets,
          "not between the waits"),
+        (good._replace(loop_text=["IGMMA", "WARPGROUP.DEPBAR"] + ["MUFU.EX2"] * 32 + ["WARPGROUP.DEPBAR"] +
+                       ["MUFU.EX2"] * 32), budgets, "not between the waits"),
         (good, {}, "no budget"),
         (good, {**budgets, ("wgmma", "s8", "e4m3", 64): (1, 1, 1)}, "no kernel"),
     ]

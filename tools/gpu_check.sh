@@ -6,6 +6,7 @@
 #   tools/gpu_check.sh            all steps that have not passed yet
 #   tools/gpu_check.sh --again    all steps
 #   PROGRAM=path tools/gpu_check.sh   with a clary_gpu_check that was built elsewhere
+#   RESULTS=folder tools/gpu_check.sh   where the times go; default bench/results/gpu
 #
 # Exits 0 when everything has passed, 1 when something is wrong, 3 where there is no GPU, 4 when time ran out.
 set -uo pipefail
@@ -90,6 +91,19 @@ step bad 30 "$program" bad
 step streams 60 "$program" streams
 step large 120 "$program" large
 
+# Times, only of kernels that are right.
+if [ "$wrong" = 0 ]; then
+  mkdir -p "$results"
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv >"$results/machine.csv"
+  date -u +%Y-%m-%dT%H:%MZ >>"$results/machine.csv"
+  TAIL=60 step bench 120 "$program" bench "$results/gpu.json" && cp "$marks/bench.log" "$results/table.txt"
+  if python3 -c 'import torch' 2>/dev/null; then
+    TAIL=60 step torch 100 python3 tools/gpu_torch.py "$results/torch.json"
+  else
+    echo "no PyTorch: no peers were timed"
+  fi
+  echo "results: $results"
+fi
 # Small problems: the sanitizers slow kernels down a hundredfold.
 small=$marks/small.txt
 {
@@ -109,18 +123,5 @@ else
   wrong=$((wrong + 1))
 fi
 
-# Times, only of kernels that are right.
-if [ "$wrong" = 0 ]; then
-  mkdir -p "$results"
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv >"$results/machine.csv"
-  date -u +%Y-%m-%dT%H:%MZ >>"$results/machine.csv"
-  TAIL=60 step bench 120 "$program" bench "$results/gpu.json" && cp "$marks/bench.log" "$results/table.txt"
-  if python3 -c 'import torch' 2>/dev/null; then
-    TAIL=60 step torch 100 python3 tools/gpu_torch.py "$results/torch.json"
-  else
-    echo "no PyTorch: no peers were timed"
-  fi
-  echo "results: $results"
-fi
 echo "$wrong steps wrong, $((SECONDS - begin_s)) s"
 [ "$wrong" = 0 ]

@@ -360,7 +360,6 @@ class WgmmaAttention {
     float x[kKeyTiles][4], alpha[2];
     Soft::full(state.s, scale, state.row, alpha, x);
     if (kOverlapped) {
-      M::pin(x);  // all of it before what follows
       // ptxas moves the wait above the softmax, which ends the overlap, unless a branch stands between them.
       if (next < item.walk.range.end) M::barrier_wait_warp(me.bars.k_full(state.k.stage), state.k.parity);
       M::template wait_products<0>();

@@ -14,7 +14,7 @@
 // budget: wgmma f16 f16 64 | registers 168 | spills 0 | loop 500
 // budget: wgmma s8 e4m3 256 | registers 168 | spills 0 | loop 690
 // budget: wgmma s8 e4m3 128 | registers 168 | spills 0 | loop 590
-// budget: wgmma s8 e4m3 64 | registers 168 | spills 0 | loop 520
+// budget: wgmma s8 e4m3 64 | registers 168 | spills 0 | loop 550
 #include "cuda/arch/barrier.h"
 #include "cuda/arch/wgmma.h"
 #include "cuda/launch/launch.cuh"
