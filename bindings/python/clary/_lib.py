@@ -67,6 +67,11 @@ class AttentionParams(ctypes.Structure):
         ("num_sequences", c_int64),
         ("guard", c_double),
         ("guard_rows", c_int32),
+        ("stream", c_void_p),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
+        ("max_len_q", c_int64),
+        ("max_len_k", c_int64),
     ]
 
 
