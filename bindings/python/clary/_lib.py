@@ -142,6 +142,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "context_destroy": (None, [context]),
         "context_isa": (c_char_p, [context]),
         "context_workspace_bytes": (c_size_t, [context]),
+        "attention": (c_int, [tensor, tensor, tensor, tensor, tensor, params, context]),
+        "cuda_workspace_bytes": (c_int, [tensor, tensor, tensor, tensor, tensor, params, POINTER(c_size_t)]),
         "plan_create": (c_int, [tensor, tensor, tensor, tensor, tensor, params, context, POINTER(plan)]),
         "plan_run": (c_int, [plan, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
         "plan_destroy": (None, [plan]),
