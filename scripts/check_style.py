@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 FOLDERS = ("src", "include", "tools", "tests", "examples", "bench")
-SUFFIXES = {".h", ".hpp", ".cpp", ".c"}
+SUFFIXES = {".h", ".hpp", ".cpp", ".c", ".cu", ".cuh"}
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 500
 MAX_COLUMNS = 120
@@ -81,7 +81,7 @@ def text_faults(name, text):
             yield number, "intrinsics header outside src/cpu/isa"
         if CUDA.match(line.lstrip()) and not name.startswith("src/cuda/"):
             yield number, "CUDA header outside src/cuda"
-    if name.endswith((".h", ".hpp")):
+    if name.endswith((".h", ".hpp", ".cuh")):
         guard = "#ifndef CLARY_CLARY_H" if name == "include/clary/clary.h" else "#pragma once"
         if guard not in lines:
             yield 1, f"header without `{guard}`"
@@ -138,6 +138,9 @@ PLANTED = [
     ("src/cuda/a.cpp", "#include <cuda_runtime.h>\n", None),
     ("src/a.h", "int a;\n", "without `#pragma once`"),
     ("src/a.h", "#pragma once\nint a;\n", None),
+    ("src/cuda/a.cu", body(61), "function of 61 lines"),
+    ("src/cuda/a.cuh", "int a;\n", "without `#pragma once`"),
+    ("tools/a.cu", "#include <cuda_fp8.h>\n", "CUDA header"),
     ("src/a.cpp", "int  a;\n", "not as clang-format-14 writes it"),
 ]
 

@@ -8,6 +8,14 @@ if [ "${1:-}" = tests ]; then
     python3-dev python3-venv qemu-user)
 fi
 
+# cuobjdump and nvdisasm, which some installations of nvcc lack: the tests read compiled kernels with them.
+if [ "${1:-}" = tests ] && command -v nvcc >/dev/null && ! command -v cuobjdump >/dev/null &&
+  [ ! -x "$(dirname "$(readlink -f "$(command -v nvcc)")")/cuobjdump" ]; then
+  tools=$(dirname "$0")/../build/sass-tools
+  [ -d "$tools/nvidia" ] || python3 -m pip install --quiet --root-user-action=ignore --target "$tools" \
+    nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm || echo "setup: no cuobjdump; compiled kernels are not checked"
+fi
+
 missing=()
 for package in "${packages[@]}"; do
   status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)

@@ -45,7 +45,7 @@ CLARY_API const char* clary_version(void);
  * The last dimension must have stride 1. A dimension of size 1 may have any stride; a stride of 0 broadcasts. */
 typedef struct clary_tensor {
   void* data;
-  int32_t device_type; /* DLPack: 1 = CPU. Others are CLARY_UNSUPPORTED. */
+  int32_t device_type; /* DLPack: 1 = CPU, 2 = CUDA. All tensors of a call are on one device. */
   int32_t device_id;
   int32_t ndim;
   uint8_t dtype_code; /* DLPack: 0 int, 1 uint, 2 float, 4 bfloat, 6 bool */
@@ -106,6 +106,16 @@ typedef struct clary_attention_params {
    * (int4 -> int8 -> int8_f16 -> exact; bf16 -> exact). */
   double guard;
   int32_t guard_rows; /* sampled rows per head, 1 to 64; default 16 */
+  /* CUDA tensors only (docs/gpu.md). The call enqueues its kernels on `stream` (a cudaStream_t, NULL = the legacy
+   * default stream) and returns: it allocates nothing, waits for nothing and reads no device memory, and so may be
+   * captured into a graph. `workspace` is device memory of clary_cuda_workspace_bytes() bytes, aligned to 64; it is the
+   * call's until the stream has passed it. */
+  void* stream;
+  void* workspace;
+  size_t workspace_bytes;
+  /* With cu_seqlens, which then are device memory too and are not checked: no sequence is longer than this. */
+  int64_t max_len_q;
+  int64_t max_len_k;
 } clary_attention_params;
 
 CLARY_API void clary_attention_params_init(clary_attention_params* params);
@@ -152,7 +162,7 @@ CLARY_API size_t clary_context_workspace_bytes(const clary_context* context);
  * q [B, Hq, Lq, Dk], k [B, Hkv, Lk, Dk], v [B, Hkv, Lk, Dv], out [B, Hq, Lq, Dv] (or the BSHD forms): one of f32, f16,
  * bf16 for q, k and v; out in that type or f32. Hq a multiple of Hkv, 1 <= Dk, Dv <= 1024. Any strides, last one 1.
  * lse: f32 [B, Hq, Lq], natural logarithm, or NULL. A row that may attend to nothing gets 0 and LSE -inf.
- * params NULL = defaults. context NULL = a default context made for this one call (slow). */
+ * params NULL = defaults. context NULL = a default context made for this one call (slow); CUDA tensors need none. */
 CLARY_API clary_status clary_attention(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
                                        const clary_tensor* out, const clary_tensor* lse_or_null,
                                        const clary_attention_params* params, clary_context* context);
@@ -167,6 +177,13 @@ CLARY_API clary_status clary_attention(const clary_tensor* q, const clary_tensor
 CLARY_API clary_status clary_merge(const clary_tensor* const* outs, const clary_tensor* const* lses, int64_t count,
                                    clary_layout layout, const clary_tensor* out, const clary_tensor* lse_or_null,
                                    clary_context* context);
+
+/* How much workspace clary_attention needs for CUDA tensors of these shapes, strides and parameters. Their data, stream
+ * and workspace are not looked at. CLARY_UNSUPPORTED when this library was built without CUDA, or there is no driver,
+ * or no kernel for the device. */
+CLARY_API clary_status clary_cuda_workspace_bytes(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
+                                                  const clary_tensor* out, const clary_tensor* lse_or_null,
+                                                  const clary_attention_params* params, size_t* bytes);
 
 /* ---- plans: check once, run often, and look inside ------------------------------------------------------------ */
 

@@ -7,6 +7,7 @@
 #include "api/context.h"
 #include "core/status.h"
 #include "core/verbose.h"
+#include "cuda/backend.h"
 #include "plan/describe.h"
 #include "plan/run.h"
 
@@ -148,10 +149,24 @@ clary_status clary_attention(const clary_tensor* q, const clary_tensor* k, const
   clary::Problem problem;
   clary::Tensors tensors;
   CLARY_TRY(clary::make_problem(q, k, v, out, lse, params, false, problem, tensors));
+  if (problem.device.is_cuda()) return clary::cuda::attention(problem, tensors);
   if (context != nullptr) return clary::attention_once(problem, tensors, *context);
   std::unique_ptr<clary_context> own;
   CLARY_TRY(clary::make_context(nullptr, own));
   return clary::attention_once(problem, tensors, *own);
+}
+
+clary_status clary_cuda_workspace_bytes(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
+                                        const clary_tensor* out, const clary_tensor* lse,
+                                        const clary_attention_params* params, size_t* bytes) {
+  clary::clear_error();
+  if (bytes == nullptr) return clary::fail(CLARY_INVALID_ARGUMENT, "bytes: is NULL");
+  clary::Problem problem;
+  clary::Tensors tensors;
+  CLARY_TRY(clary::make_problem(q, k, v, out, lse, params, true, problem, tensors));
+  if (!problem.device.is_cuda())
+    return clary::fail(CLARY_INVALID_ARGUMENT, "q: is on device_type 1 (CPU), must be on 2 (CUDA)");
+  return clary::cuda::workspace_bytes(problem, *bytes);
 }
 
 clary_status clary_plan_create(const clary_tensor* q, const clary_tensor* k, const clary_tensor* v,
@@ -163,6 +178,8 @@ clary_status clary_plan_create(const clary_tensor* q, const clary_tensor* k, con
   clary::Problem problem;
   clary::Tensors tensors;
   CLARY_TRY(clary::make_problem(q, k, v, out, lse, params, true, problem, tensors));
+  if (problem.device.is_cuda())
+    return clary::fail(CLARY_UNSUPPORTED, "q: is on device_type 2 (CUDA), plans are for the CPU; call clary_attention");
   return clary::create_plan(problem, context, plan);
 }
 

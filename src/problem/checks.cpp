@@ -63,6 +63,30 @@ clary_status check_cu_seqlens(const char* what, const int32_t* cu, int64_t seque
   return CLARY_OK;
 }
 
+clary_status check_longest(const clary_attention_params& p, Problem& problem) {
+  const auto check = [](const char* what, int64_t given, int64_t total, int64_t& longest) {
+    if (given < 0 || given > total)
+      CLARY_REJECT("%s: is %" PRId64 ", allowed are 0 to the length of the tensor, %" PRId64, what, given, total);
+    longest = given;
+    return CLARY_OK;
+  };
+  CLARY_TRY(check("max_len_q", p.max_len_q, problem.len_q, problem.max_len_q));
+  return check("max_len_k", p.max_len_k, problem.len_k, problem.max_len_k);
+}
+
+// What only a CUDA call may set. The rest of the library never looks at these.
+clary_status check_device_fields(const clary_attention_params& p, Problem& problem) {
+  Device& device = problem.device;
+  device.stream = p.stream, device.workspace = p.workspace, device.workspace_bytes = p.workspace_bytes;
+  const bool varlen = device.is_cuda() && p.cu_seqlens_q != nullptr;
+  if (!varlen && (p.max_len_q != 0 || p.max_len_k != 0))
+    CLARY_REJECT("max_len_q, max_len_k: given, but are for cu_seqlens of CUDA tensors");
+  if (device.is_cuda()) return CLARY_OK;
+  if (p.stream != nullptr || p.workspace != nullptr || p.workspace_bytes != 0)
+    CLARY_REJECT("stream, workspace: given, but q is on the CPU");
+  return CLARY_OK;
+}
+
 clary_status check_varlen(const clary_attention_params& p, int64_t batch, Problem& problem) {
   problem.sequences = batch;
   problem.max_len_q = problem.len_q, problem.max_len_k = problem.len_k;
@@ -77,10 +101,11 @@ clary_status check_varlen(const clary_attention_params& p, int64_t batch, Proble
   if (batch != 1) CLARY_REJECT("cu_seqlens_q: given, so q must have batch size 1, not %" PRId64, batch);
   if (p.num_sequences < 0 || p.num_sequences > kMaxCount)
     CLARY_REJECT("num_sequences: is %" PRId64 ", allowed are 0 to %" PRId64, p.num_sequences, kMaxCount);
-  CLARY_TRY(check_cu_seqlens("cu_seqlens_q", p.cu_seqlens_q, p.num_sequences, problem.len_q, problem.max_len_q));
-  CLARY_TRY(check_cu_seqlens("cu_seqlens_k", p.cu_seqlens_k, p.num_sequences, problem.len_k, problem.max_len_k));
   problem.sequences = p.num_sequences;
   problem.cu_seqlens_q = p.cu_seqlens_q, problem.cu_seqlens_k = p.cu_seqlens_k;
+  if (problem.device.is_cuda()) return check_longest(p, problem);  // cu_seqlens are the device's
+  CLARY_TRY(check_cu_seqlens("cu_seqlens_q", p.cu_seqlens_q, p.num_sequences, problem.len_q, problem.max_len_q));
+  CLARY_TRY(check_cu_seqlens("cu_seqlens_k", p.cu_seqlens_k, p.num_sequences, problem.len_k, problem.max_len_k));
   return CLARY_OK;
 }
 
@@ -89,6 +114,7 @@ clary_status check_mask(const clary_tensor* t, Problem& problem) {
   if (t->dtype_lanes == 1 && (t->dtype_code == 0 || (t->dtype_code == 1 && t->dtype_bits != 8)))
     CLARY_REJECT("mask: integer masks are not served; pass bool or uint8 (non-zero = attend), f32 or the type of q");
   View view;
+  view.device = problem.device;
   CLARY_TRY(read_view("mask", t, 0, 4, view));
   if (view.type != DType::boolean && view.type != DType::f32 && view.type != problem.dtype)
     CLARY_REJECT("mask: is %s, allowed are bool, f32 and the type of q (%s)", name(view.type), name(problem.dtype));
@@ -116,6 +142,7 @@ clary_status check_per_head(const char* what, const clary_tensor* t, int max_ndi
                             const float*& data, int64_t& batch_stride, int64_t& head_stride) {
   if (t == nullptr) return CLARY_OK;
   View view;
+  view.device = problem.device;
   CLARY_TRY(read_view(what, t, 1, max_ndim, view));
   if (view.type != DType::f32) CLARY_REJECT("%s: is %s, must be f32", what, name(view.type));
   if (view.shape[3] != problem.heads_q)
@@ -175,7 +202,7 @@ clary_status check_qkv_types(const View& q, const View& k, const View& v, Proble
 clary_status check_outputs(const View& q, const clary_tensor* out_tensor, const clary_tensor* lse_tensor,
                            clary_layout layout, bool data_later, Problem& problem, Tensors& tensors) {
   View out;
-  out.data_later = data_later;
+  out.data_later = data_later, out.device = problem.device;
   CLARY_TRY(read_view("out", out_tensor, 4, 4, out));
   apply_layout(layout, out);
   if (out.type != problem.dtype && out.type != DType::f32)
@@ -192,7 +219,7 @@ clary_status check_outputs(const View& q, const clary_tensor* out_tensor, const 
   tensors.out = out.data;
   if (lse_tensor == nullptr) return CLARY_OK;
   View lse;
-  lse.data_later = data_later;
+  lse.data_later = data_later, lse.device = problem.device;
   CLARY_TRY(read_view("lse", lse_tensor, 3, 3, lse));
   if (lse.type != DType::f32) CLARY_REJECT("lse: is %s, must be f32", name(lse.type));
   for (int d = 0; d < 3; ++d) {
@@ -233,6 +260,9 @@ clary_status make_problem(const clary_tensor* q_tensor, const clary_tensor* k_te
   CLARY_TRY(check_enums(params));
   View q, k, v;
   q.data_later = k.data_later = v.data_later = data_later;
+  if (q_tensor != nullptr && q_tensor->device_type == 2)
+    problem.device.type = 2, problem.device.id = q_tensor->device_id;
+  q.device = k.device = v.device = problem.device;
   CLARY_TRY(read_view("q", q_tensor, 4, 4, q));
   CLARY_TRY(read_view("k", k_tensor, 4, 4, k));
   CLARY_TRY(read_view("v", v_tensor, 4, 4, v));
@@ -241,6 +271,7 @@ clary_status make_problem(const clary_tensor* q_tensor, const clary_tensor* k_te
   CLARY_TRY(check_qkv_shapes(q, k, v, problem));
   CLARY_TRY(check_outputs(q, out, lse, params.layout, data_later, problem, tensors));
   CLARY_TRY(check_scalars(params, problem));
+  CLARY_TRY(check_device_fields(params, problem));
   CLARY_TRY(check_varlen(params, q.shape[0], problem));
   CLARY_TRY(check_extras(params, problem));
   problem.q = strides_of(q), problem.k = strides_of(k), problem.v = strides_of(v);

@@ -2,6 +2,7 @@
 // Semantics: docs/semantics.md.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "clary/clary.h"
@@ -37,6 +38,15 @@ struct KeyRange {
   int64_t begin = 0, end = 0;
 };
 
+// Where the tensors are and, for CUDA (DLPack: 2), what the call was given to work with.
+struct Device {
+  int type = 1, id = 0;
+  void* stream = nullptr;
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
+  bool is_cuda() const { return type == 2; }
+};
+
 struct Problem {
   int64_t sequences = 0, heads_q = 0, heads_kv = 0, group = 0;  // group = heads_q / heads_kv
   int64_t len_q = 0, len_k = 0;                                 // of the tensors
@@ -61,6 +71,7 @@ struct Problem {
   clary_precision precision = CLARY_AUTO;
   double guard = 0;  // 0 = none
   int guard_rows = 16;
+  Device device;
 
   Sequence sequence(int64_t s) const;
   // Query i of a sequence is aligned with key i + offset.

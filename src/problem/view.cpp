@@ -27,12 +27,20 @@ clary_status element_type(const char* what, const clary_tensor& t, DType& type) 
   return CLARY_OK;
 }
 
+clary_status check_device(const char* what, const clary_tensor& t, const Device& device) {
+  if (t.device_type != 1 && t.device_type != 2)
+    return fail(CLARY_UNSUPPORTED, "%s: device_type is %d, served are 1 (CPU) and 2 (CUDA)", what, t.device_type);
+  if (t.device_type != device.type || (device.is_cuda() && t.device_id != device.id))
+    return fail(CLARY_UNSUPPORTED, "%s: is on device_type %d, device_id %d, must be on %d, %d", what, t.device_type,
+                t.device_id, device.type, device.id);
+  return CLARY_OK;
+}
+
 }  // namespace
 
 clary_status read_view(const char* what, const clary_tensor* t, int min_ndim, int max_ndim, View& view) {
   if (t == nullptr) CLARY_REJECT("%s: is NULL", what);
-  if (t->device_type != 1)
-    return fail(CLARY_UNSUPPORTED, "%s: device_type is %d, only 1 (CPU) is served", what, t->device_type);
+  CLARY_TRY(check_device(what, *t, view.device));
   if (t->ndim < min_ndim || t->ndim > max_ndim)
     CLARY_REJECT("%s: has %d dimensions, allowed are %d to %d", what, t->ndim, min_ndim, max_ndim);
   if (t->ndim > 0 && t->shape == nullptr) CLARY_REJECT("%s: shape is NULL", what);

@@ -7,6 +7,7 @@
 #include "clary/clary.h"
 #include "core/dtype.h"
 #include "core/status.h"
+#include "problem/problem.h"
 
 namespace clary {
 
@@ -22,6 +23,7 @@ struct View {
   char* data = nullptr;
   bool empty = false;
   bool data_later = false;  // a plan learns the pointers of q, k, v, out and lse when it runs
+  Device device;            // where it has to be
 };
 
 // `what` names the tensor in messages. The last dimension must have stride 1.

@@ -69,7 +69,7 @@ def test_inputs_are_not_written_and_results_are_new(rng):
         (lambda x: x.tolist(), TypeError, "q: is a list; allowed are NumPy arrays, PyTorch tensors"),
         (lambda x: None, TypeError, "q: is a NoneType"),
         (lambda x: torch.from_numpy(x), TypeError, "k: is a NumPy array, must be a PyTorch tensor like q"),
-        (lambda x: torch.from_numpy(x).to("meta"), TypeError, "k: is a NumPy array"),
+        (lambda x: torch.from_numpy(x).to("meta"), TypeError, "q: is on device meta"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_refused(spoil, kind, words, rng):
@@ -81,7 +81,7 @@ def test_arrays_that_are_refused(spoil, kind, words, rng):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda x: x.to("meta"), "q: is on device meta, only cpu is served"),
+        (lambda x: x.to("meta"), "q: is on device meta, served are cpu and cuda"),
         (lambda x: x.to_sparse(), "q: has layout torch.sparse_coo, must be strided"),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "q: is quantized"),
         (lambda x: x.double(), "q: is float64; pass downcast=True"),

@@ -234,21 +234,23 @@ class Torch:
         _params.is_compiling = torch.compiler.is_compiling
 
     def look(self, name: str, array: Any) -> tuple[int, Key, Any]:
-        dtype = self._dtypes.get(array.dtype)
-        if dtype is None or not array.is_cpu or array.layout is not self._strided:
-            raise TypeError(f"{name}: {self._why_not(array)}")
+        if not array.is_cpu:
+            raise TypeError(f"{name}: is on device {array.device}, must be on the cpu like q")
+        dtype = self.dtype(name, array)
         if array.is_neg():  # a lazy minus sign that the memory does not show
             array = array.resolve_neg()
         return array.data_ptr(), (array.shape, array.stride(), dtype), array
 
-    def _why_not(self, array: Any) -> str:
+    def dtype(self, name: str, array: Any) -> DType:
+        """Raises: TypeError for tensors without strides, and for dtypes that DLPack does not know."""
+        dtype = self._dtypes.get(array.dtype)
+        if dtype is not None and array.layout is self._strided:
+            return dtype
         if array.layout is not self._strided:
-            return f"has layout {array.layout}, must be strided"
+            raise TypeError(f"{name}: has layout {array.layout}, must be strided")
         if array.is_quantized:
-            return f"is quantized ({array.dtype}); pass its values, dequantized"
-        if not array.is_cpu:
-            return f"is on device {array.device}, only cpu is served"
-        return f"is {array.dtype}, allowed are torch.float32, torch.float16 and torch.bfloat16"
+            raise TypeError(f"{name}: is quantized ({array.dtype}); pass its values, dequantized")
+        raise TypeError(f"{name}: is {array.dtype}, allowed are torch.float32, torch.float16 and torch.bfloat16")
 
     def strides(self, key: Key) -> tuple[int, ...]:
         return key[1]

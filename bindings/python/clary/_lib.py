@@ -67,6 +67,11 @@ class AttentionParams(ctypes.Structure):
         ("num_sequences", c_int64),
         ("guard", c_double),
         ("guard_rows", c_int32),
+        ("stream", c_void_p),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
+        ("max_len_q", c_int64),
+        ("max_len_k", c_int64),
     ]
 
 
@@ -137,6 +142,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "context_destroy": (None, [context]),
         "context_isa": (c_char_p, [context]),
         "context_workspace_bytes": (c_size_t, [context]),
+        "attention": (c_int, [tensor, tensor, tensor, tensor, tensor, params, context]),
+        "cuda_workspace_bytes": (c_int, [tensor, tensor, tensor, tensor, tensor, params, POINTER(c_size_t)]),
         "plan_create": (c_int, [tensor, tensor, tensor, tensor, tensor, params, context, POINTER(plan)]),
         "plan_run": (c_int, [plan, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
         "plan_destroy": (None, [plan]),

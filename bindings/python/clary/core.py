@@ -188,7 +188,7 @@ def _attach(params: _lib.AttentionParams, library: Library, extras: Extras) -> t
     lengths = {}
     for name in ("cu_seqlens_q", "cu_seqlens_k"):
         if getattr(extras, name) is not None:
-            lengths[name] = ends = _cu_seqlens(name, getattr(extras, name))
+            lengths[name] = ends = cu_seqlens(name, getattr(extras, name))
             setattr(params, name, ends.ctypes.data)
             params.num_sequences = len(ends) - 1
             kept.append(ends)
@@ -197,7 +197,7 @@ def _attach(params: _lib.AttentionParams, library: Library, extras: Extras) -> t
     return tuple(kept)
 
 
-def _cu_seqlens(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
+def cu_seqlens(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.int32]]:
     ends = np.asarray(value)
     if ends.ndim != 1 or ends.size == 0 or ends.dtype.kind not in "iu":
         raise TypeError(f"{name}: is {ends.dtype} of shape {ends.shape}, must be a vector of at least one integer")

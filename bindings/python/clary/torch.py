@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from . import _arrays, _context, core
+from . import _arrays, _context, _gpu, core
 from ._params import LAYOUTS, PRECISIONS, Options, Precision
 from .core import Extras
 
@@ -91,7 +91,12 @@ def _as_tensor(lengths: Any) -> torch.Tensor | None:
 
 
 def _compute(q: Any, k: Any, v: Any, options: Options, extras: Extras, return_lse: bool, threads: int | None) -> Any:
-    result, _here.last = core.run(LIBRARY, q, k, v, options, extras, return_lse, threads)
+    if q.is_cpu:
+        result, _here.last = core.run(LIBRARY, q, k, v, options, extras, return_lse, threads)
+    elif q.is_cuda:
+        result = _gpu.attention(q, k, v, options, extras, return_lse, threads)
+    else:
+        raise TypeError(f"q: is on device {q.device}, served are cpu and cuda")
     _stats.taken()
     return result
 
@@ -131,6 +136,7 @@ def _register() -> Any:
     for name, result, return_lse in (("attention", "Tensor", False), ("attention_lse", "(Tensor, Tensor)", True)):
         library.define(f"{name}({_TENSORS}, {_OPTIONS}) -> {result}", tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, _kernel(return_lse), "CPU")
+        library.impl(name, _kernel(return_lse), "CUDA")
         torch.library.register_fake(f"clary::{name}", _fake(return_lse), lib=library)
         torch.library.register_vmap(f"clary::{name}", _no_vmap(name), lib=library)
     return library
@@ -273,7 +279,9 @@ def why_not(
             return "an input requires grad: Clary computes the forward pass only"
         if tensor.layout is not torch.strided or tensor.is_nested:
             return "an input is nested or sparse"
-        if not tensor.is_cpu:
+        if tensor.device != query.device or not (
+            tensor.is_cpu or tensor.is_cuda and _gpu.is_served(tensor.device.index)
+        ):
             return f"an input is on device {tensor.device.type}"
     if query.dtype not in _SERVED:
         return f"the dtype is {query.dtype}"
@@ -281,20 +289,25 @@ def why_not(
         return f"the mask's dtype is {attn_mask.dtype}"
     if not query.dtype == key.dtype == value.dtype or (is_causal and attn_mask is not None):
         return "the arguments do not fit together"
-    return _why_not_shapes(query.shape, key.shape, value.shape, attn_mask, enable_gqa)
+    return _why_not_shapes(query.shape, key.shape, value.shape, attn_mask, enable_gqa, 1024 if query.is_cpu else 256)
 
 
 _SERVED = {torch.float32, torch.float16, torch.bfloat16}
 
 
 def _why_not_shapes(
-    query: torch.Size, key: torch.Size, value: torch.Size, attn_mask: torch.Tensor | None, enable_gqa: bool
+    query: torch.Size,
+    key: torch.Size,
+    value: torch.Size,
+    attn_mask: torch.Tensor | None,
+    enable_gqa: bool,
+    most_dim: int,
 ) -> str | None:
     dims = len(query)
     if not (2 <= dims <= 4 and dims == len(key) == len(value)):
         return f"the inputs have {dims}, {len(key)} and {len(value)} dimensions, not two to four each"
-    if not (1 <= query[-1] <= 1024 and 1 <= value[-1] <= 1024):
-        return "a head dim is not within 1 to 1024"
+    if not (1 <= query[-1] <= most_dim and 1 <= value[-1] <= most_dim):
+        return f"a head dim is not within 1 to {most_dim}"
     if query[-1] != key[-1] or key[-2] != value[-2]:
         return "head dims or lengths do not fit together"
     if attn_mask is not None and attn_mask.dim() > dims:

@@ -1,0 +1,33 @@
+// The attention kernels there are: (operand types, padded head dim, shape of the block).
+//
+// A head dim is served by the next larger instance; the padding is zeros. Three dims keep the compile time of four
+// architectures within minutes. What is lost is at most a half (dim 65 on 128), a quarter at 96 and 192, and nothing at
+// 64, 128 and 256.
+//
+// Everything else (masks, causality, softcap, GQA, varlen, types of the output) is a branch at run time that full tiles
+// do not take, so it costs no instance.
+#pragma once
+
+#include "cuda/attention/params.h"
+#include "cuda/layout/image.h"
+
+namespace clary::cuda {
+
+// What the host has to know of a kernel.
+struct Instance {
+  Element qk, pv;
+  int dim, tile_rows, tile_keys, threads, shared_bytes;
+  bool persistent;  // one block per SM takes work items in turn
+};
+
+// Strips of 16 rows per warp, and keys per tile. 255 registers and 99 KB of shared memory bound both:
+// dim 256 has one strip (128 registers of O), and tiles of 32 keys where V^T has 16 bits (32 KB per 64 keys).
+CLARY_ANYWHERE int mma_strips(int dim) { return dim <= 128 ? 2 : 1; }
+CLARY_ANYWHERE int mma_keys(Element pv, int dim) { return dim > 128 && bits_of(pv) == 16 ? 32 : 64; }
+
+template <class C>
+constexpr Instance describe_instance(bool persistent) {
+  return {C::kQk, C::kPv, C::kDim, C::kRows, C::kKeys, C::kThreads, C::kSharedBytes, persistent};
+}
+
+}  // namespace clary::cuda

@@ -1,0 +1,29 @@
+// sm_80 and sm_86 (A100; RTX 30): INT8 and INT4 Q K^T, P V in f16; f16 and bf16.
+//
+// Budgets of the loop over full tiles (scripts/check_cuda_kernels.py), about a twentieth above what nvcc 13.0 makes.
+// At dim 128 two strips of 16 queries per warp need all registers: a few addresses are read back from local memory, in
+// a loop of a thousand instructions.
+//
+// budget: mma s4 f16 256 | registers 255 | spills 0 | loop 830
+// budget: mma s4 f16 128 | registers 255 | spills 20 | loop 1470
+// budget: mma s4 f16 64 | registers 255 | spills 0 | loop 1260
+// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 640
+// budget: mma s8 f16 128 | registers 255 | spills 16 | loop 1070
+// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 860
+// budget: mma bf16 bf16 256 | registers 255 | spills 0 | loop 670
+// budget: mma bf16 bf16 128 | registers 255 | spills 4 | loop 1090
+// budget: mma bf16 bf16 64 | registers 255 | spills 0 | loop 800
+// budget: mma f16 f16 256 | registers 255 | spills 0 | loop 670
+// budget: mma f16 f16 128 | registers 255 | spills 4 | loop 1090
+// budget: mma f16 f16 64 | registers 255 | spills 0 | loop 800
+#include "cuda/launch/launch.cuh"
+
+namespace clary::cuda {
+
+struct Sm80 : WarpOps, ConvertOps, SharedOps, MmaOps {
+  static constexpr bool kHasE4m3 = false;
+};
+
+const ArchKernels& kernels_sm80() { return arch_kernels<Sm80, KernelsSm80>("sm_80"); }
+
+}  // namespace clary::cuda

@@ -1,0 +1,30 @@
+// sm_90a (H100, H200): wgmma with TMA copies; INT8 with 16-bit P V by mma.sync.
+//
+// Budgets: see sm80.cu. The loops of the wgmma kernels touch no local memory. Their 168 registers are those of the
+// launch; setmaxnreg makes them 240 for consumers and 24 for the producer, whose addresses spill.
+//
+// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 650
+// budget: mma s8 f16 128 | registers 255 | spills 25 | loop 1070
+// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 840
+// budget: wgmma bf16 bf16 256 | registers 168 | spills 0 | loop 510
+// budget: wgmma bf16 bf16 128 | registers 168 | spills 0 | loop 550
+// budget: wgmma bf16 bf16 64 | registers 168 | spills 0 | loop 500
+// budget: wgmma f16 f16 256 | registers 168 | spills 0 | loop 510
+// budget: wgmma f16 f16 128 | registers 168 | spills 0 | loop 550
+// budget: wgmma f16 f16 64 | registers 168 | spills 0 | loop 500
+// budget: wgmma s8 e4m3 256 | registers 168 | spills 0 | loop 690
+// budget: wgmma s8 e4m3 128 | registers 168 | spills 0 | loop 590
+// budget: wgmma s8 e4m3 64 | registers 168 | spills 0 | loop 550
+#include "cuda/arch/barrier.h"
+#include "cuda/arch/wgmma.h"
+#include "cuda/launch/launch.cuh"
+
+namespace clary::cuda {
+
+struct Sm90 : WarpOps, ConvertOps, SharedOps, MmaOps, BarrierOps, WgmmaOps {
+  static constexpr bool kHasE4m3 = true;
+};
+
+const ArchKernels& kernels_sm90() { return arch_kernels<Sm90, KernelsSm90>("sm_90a"); }
+
+}  // namespace clary::cuda
