@@ -85,6 +85,7 @@ grid=$marks/grid.txt
     done
   done
 } >"$grid"
+step compare 60 "$program" compare
 step grid 150 "$program" lines "$grid"
 step mixed 90 "$program" mixed 1500 1
 step bad 30 "$program" bad

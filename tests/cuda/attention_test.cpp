@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <tuple>
@@ -140,7 +141,8 @@ TEST(CudaAttention, RunsGiveTheSameBits) {
 TEST(CudaAttention, PlantedFaultsAreSeen) {
   const Problem p = parse("hq2 hkv1 lq140 lk300 d64 causal bf16 int8");
   using cuda::CudaPlan;
-  const std::vector<std::pair<const char*, Tamper>> faults = {
+  using Fault = std::function<void(CudaPlan&)>;
+  const std::vector<std::pair<const char*, Fault>> faults = {
       {"K scales of the next group", [](CudaPlan& plan) { ++plan.attention.k_scale; }},
       {"Q scales of the next row", [](CudaPlan& plan) { ++plan.attention.q_scale; }},
       {"V of the next 16 bytes", [](CudaPlan& plan) { plan.attention.v += 16; }},
@@ -150,7 +152,8 @@ TEST(CudaAttention, PlantedFaultsAreSeen) {
   };
   for (const char* arch : kArchs) {
     EXPECT_TRUE(emulated_runs_right(arch, p));
-    for (const auto& [what, tamper] : faults) {
+    for (const auto& [what, fault] : faults) {
+      const auto tamper = [&fault = fault](CudaPlan& plan) { return fault(plan), false; };
       EXPECT_FALSE(emulated_runs_right(arch, p, tamper)) << what << " on " << arch;
     }
   }

@@ -31,21 +31,6 @@ std::vector<EmulatedKernel> kernels_of(cuda::KernelList<Configs...>) {
 
 Grid grid(const cuda::GridSize& size) { return {size.x, size.y, size.z}; }
 
-void run_plan(cuda::CudaPlan& plan, const std::vector<EmulatedKernel>& kernels, const Tamper& tamper) {
-  if (plan.has_statistics)
-    launch(grid(plan.statistics), cuda::kQuantiseThreads, cuda::kStatisticsSharedBytes,
-           [&] { cuda::Statistics<Machine>::run(plan.quantise, 0); });
-  launch(grid(plan.pack), cuda::kQuantiseThreads, static_cast<size_t>(plan.pack_shared_bytes),
-         [&] { cuda::pack<Machine>(plan.quantise, 0); });
-  if (plan.has_classes)
-    launch(grid(plan.survey), cuda::kClassThreads, 0, [&] { cuda::classify<Machine>(plan.classes); });
-  if (tamper) tamper(plan);
-  for (const EmulatedKernel& k : kernels)
-    if (k.instance.qk == plan.instance->qk && k.instance.pv == plan.instance->pv &&
-        k.instance.dim == plan.instance->dim)
-      return k.run(plan.attention, plan.items);
-}
-
 clary_status make_plan(const std::string& arch, const Problem& problem, Tensors& tensors, void* workspace,
                        cuda::CudaPlan& plan) {
   static std::map<std::string, std::vector<cuda::Instance>> lists;
@@ -72,6 +57,23 @@ const std::vector<EmulatedKernel>& emulated_kernels(const std::string& arch) {
   return kernels.at(arch);
 }
 
+void emulate_quantiser(const cuda::CudaPlan& plan) {
+  if (plan.has_statistics)
+    launch(grid(plan.statistics), cuda::kQuantiseThreads, cuda::kStatisticsSharedBytes,
+           [&] { cuda::Statistics<Machine>::run(plan.quantise, 0); });
+  launch(grid(plan.pack), cuda::kQuantiseThreads, static_cast<size_t>(plan.pack_shared_bytes),
+         [&] { cuda::pack<Machine>(plan.quantise, 0); });
+  if (plan.has_classes)
+    launch(grid(plan.survey), cuda::kClassThreads, 0, [&] { cuda::classify<Machine>(plan.classes); });
+}
+
+void emulate_attention(const std::string& arch, const cuda::CudaPlan& plan) {
+  for (const EmulatedKernel& k : emulated_kernels(arch))
+    if (k.instance.qk == plan.instance->qk && k.instance.pv == plan.instance->pv &&
+        k.instance.dim == plan.instance->dim)
+      return k.run(plan.attention, plan.items);
+}
+
 clary_status run_emulated(const std::string& arch, const Problem& problem, Tensors& tensors, const Tamper& tamper) {
   cuda::CudaPlan plan;
   CLARY_TRY(make_plan(arch, problem, tensors, nullptr, plan));
@@ -80,7 +82,9 @@ clary_status run_emulated(const std::string& arch, const Problem& problem, Tenso
   CLARY_TRY(make_plan(arch, problem, tensors, workspace.data(), plan));
   std::memset(tensors.out.data(), 0xff, tensors.out.size_bytes());
   if (!tensors.lse.empty()) std::memset(tensors.lse.data(), 0xff, tensors.lse.size_bytes());
-  if (plan.items > 0) run_plan(plan, emulated_kernels(arch), tamper);
+  if (plan.items == 0) return CLARY_OK;
+  emulate_quantiser(plan);
+  if (!tamper || !tamper(plan)) emulate_attention(arch, plan);
   return CLARY_OK;
 }
 

@@ -20,8 +20,13 @@ struct EmulatedKernel {
 // The kernels of an architecture: "sm80", "sm89", "sm90", "sm120".
 const std::vector<EmulatedKernel>& emulated_kernels(const std::string& arch);
 
-// What a test of the tests does to a plan between the quantiser and the attention kernel.
-using Tamper = std::function<void(cuda::CudaPlan&)>;
+// The two halves of a plan whose pointers are to host memory.
+void emulate_quantiser(const cuda::CudaPlan& plan);
+void emulate_attention(const std::string& arch, const cuda::CudaPlan& plan);
+
+// What a test of the tests does to a plan between the quantiser and the attention kernel. True: it has run a kernel of
+// its own instead.
+using Tamper = std::function<bool(cuda::CudaPlan&)>;
 
 // Runs a described problem as src/cuda/launch would, with a workspace that is full of NaN and ends at an inaccessible
 // page. Returns what clary_attention would.

@@ -1,6 +1,7 @@
 // clary_gpu_check: what can only be seen on a GPU. tools/gpu_check.sh runs it step by step.
 //
 //   devices            what there is; exits 3 where there is no usable GPU
+//   compare            small problems against the emulator of the tests, quantiser and attention apart
 //   lines FILE         problems of a file, one per line, against float64
 //   mixed COUNT SEED   random problems of all features
 //   large              tensors of more than 2^31 elements, 128k keys
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "cuda/check/bench.h"
+#include "cuda/check/compare.h"
 #include "cuda/check/device.h"
 #include "cuda/judge.h"
 #include "cuda/launch/kernels.h"
@@ -245,13 +247,18 @@ int run(const std::vector<std::string>& words) {
   const std::string command = words.empty() ? "" : words[0];
   if (command == "devices") return devices();
   if (const int status = devices(); status != 0) return status;
+  if (command == "compare") {
+    int done = 0;
+    const int wrong = compare(&done);
+    return summary(done, wrong);
+  }
   if (command == "lines" && words.size() == 2) return lines(words[1]);
   if (command == "mixed" && words.size() == 3) return mixed(std::stoull(words[1]), std::stoull(words[2]));
   if (command == "large") return large();
   if (command == "bad") return bad();
   if (command == "streams") return streams();
   if (command == "bench" && words.size() == 2) return bench(words[1]);
-  std::puts("clary_gpu_check devices | lines FILE | mixed COUNT SEED | large | bad | streams | bench FILE");
+  std::puts("clary_gpu_check devices | compare | lines FILE | mixed COUNT SEED | large | bad | streams | bench FILE");
   return 2;
 }
 

@@ -121,7 +121,6 @@ clary_status attention(const Problem& problem, const Tensors& tensors) {
   CLARY_TRY(check_pointers(problem, tensors));
   CLARY_TRY(check_workspace(problem.device, plan.workspace_bytes));
   CLARY_TRY(make_cuda_plan(problem, tensors, kernels->instances, kernels->name, problem.device.workspace, plan));
-  static_cast<void>(cudaGetLastError());  // an earlier failure of the caller's is not this call's
   void* const stream = problem.device.stream;
   CLARY_TRY(check(static_cast<cudaError_t>(kernels->quantise(plan, stream)), "launching the quantiser"));
   return check(static_cast<cudaError_t>(kernels->attend(plan, stream, processors)), "launching attention");

@@ -57,8 +57,9 @@ cudaError_t enqueue(void (*kernel)(Params), dim3 grid, int threads, int shared_b
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(params);
-  return cudaGetLastError();
+  void* arguments[] = {const_cast<Params*>(&params)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(static_cast<unsigned>(threads)), arguments,
+                          static_cast<size_t>(shared_bytes), stream);
 }
 
 template <class M>

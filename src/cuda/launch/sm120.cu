@@ -2,18 +2,18 @@
 //
 // Budgets: see sm80.cu. nvcc 13.0 schedules more loads ahead here than registers allow at dims 128 and 256.
 //
-// budget: mma s8 e4m3 256 | registers 255 | spills 29 | loop 880
-// budget: mma s8 e4m3 128 | registers 255 | spills 49 | loop 1120
-// budget: mma s8 e4m3 64 | registers 255 | spills 0 | loop 790
-// budget: mma s8 f16 256 | registers 255 | spills 91 | loop 830
-// budget: mma s8 f16 128 | registers 255 | spills 60 | loop 1250
-// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 880
-// budget: mma bf16 bf16 256 | registers 255 | spills 5 | loop 790
-// budget: mma bf16 bf16 128 | registers 255 | spills 33 | loop 1270
 // budget: mma bf16 bf16 64 | registers 255 | spills 0 | loop 830
-// budget: mma f16 f16 256 | registers 255 | spills 5 | loop 790
-// budget: mma f16 f16 128 | registers 255 | spills 33 | loop 1270
+// budget: mma bf16 bf16 128 | registers 255 | spills 36 | loop 1270
+// budget: mma bf16 bf16 256 | registers 255 | spills 0 | loop 700
 // budget: mma f16 f16 64 | registers 255 | spills 0 | loop 830
+// budget: mma f16 f16 128 | registers 255 | spills 36 | loop 1270
+// budget: mma f16 f16 256 | registers 255 | spills 0 | loop 700
+// budget: mma s8 e4m3 64 | registers 255 | spills 0 | loop 790
+// budget: mma s8 e4m3 128 | registers 255 | spills 53 | loop 1120
+// budget: mma s8 e4m3 256 | registers 255 | spills 32 | loop 880
+// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 880
+// budget: mma s8 f16 128 | registers 255 | spills 65 | loop 1250
+// budget: mma s8 f16 256 | registers 255 | spills 10 | loop 680
 #include "cuda/launch/launch.cuh"
 
 namespace clary::cuda {

@@ -3,18 +3,18 @@
 // Budgets: see sm80.cu. The loops of the wgmma kernels touch no local memory. Their 168 registers are those of the
 // launch; setmaxnreg makes them 240 for consumers and 24 for the producer, whose addresses spill.
 //
-// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 650
-// budget: mma s8 f16 128 | registers 255 | spills 25 | loop 1070
 // budget: mma s8 f16 64 | registers 255 | spills 0 | loop 840
-// budget: wgmma bf16 bf16 256 | registers 168 | spills 0 | loop 510
-// budget: wgmma bf16 bf16 128 | registers 168 | spills 0 | loop 550
+// budget: mma s8 f16 128 | registers 255 | spills 24 | loop 1060
+// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 650
 // budget: wgmma bf16 bf16 64 | registers 168 | spills 0 | loop 500
-// budget: wgmma f16 f16 256 | registers 168 | spills 0 | loop 510
-// budget: wgmma f16 f16 128 | registers 168 | spills 0 | loop 550
+// budget: wgmma bf16 bf16 128 | registers 168 | spills 0 | loop 570
+// budget: wgmma bf16 bf16 256 | registers 168 | spills 0 | loop 510
 // budget: wgmma f16 f16 64 | registers 168 | spills 0 | loop 500
-// budget: wgmma s8 e4m3 256 | registers 168 | spills 0 | loop 690
-// budget: wgmma s8 e4m3 128 | registers 168 | spills 0 | loop 590
+// budget: wgmma f16 f16 128 | registers 168 | spills 0 | loop 570
+// budget: wgmma f16 f16 256 | registers 168 | spills 0 | loop 510
 // budget: wgmma s8 e4m3 64 | registers 168 | spills 0 | loop 550
+// budget: wgmma s8 e4m3 128 | registers 168 | spills 0 | loop 590
+// budget: wgmma s8 e4m3 256 | registers 168 | spills 0 | loop 690
 #include "cuda/arch/barrier.h"
 #include "cuda/arch/wgmma.h"
 #include "cuda/launch/launch.cuh"

@@ -42,7 +42,7 @@ void Block::run(Grid index, Grid size, int threads, size_t shared_bytes, const s
   const auto at = reinterpret_cast<uintptr_t>(shared_memory_.data());
   shared_ = shared_memory_.data() + (1024 - at % 1024) % 1024;
   shared_bytes_ = shared_bytes;
-  copies_.assign(static_cast<size_t>(threads), {}), products_.assign(warps_.size(), {}), bulk_ = {};
+  copies_.assign(static_cast<size_t>(threads), {}), products_.assign(warps_.size(), {}), bulk_.clear();
   idle_turns_ = 0, unfinished_ = threads;
   for (size_t t = 0; t < threads_.size(); ++t) {
     Thread& thread = threads_[t];
@@ -151,6 +151,24 @@ void Block::wait(const char* what, const std::function<bool()>& done) {
 MemoryBarrier& Block::barrier(uint32_t address) {
   shared(address, 8, 8);
   return memory_barriers_[address];
+}
+
+void Block::add_bulk(uint32_t barrier, std::function<void()> work) {
+  bulk_.emplace_back(barrier, std::move(work));
+  if (coin()) do_bulk(bulk_.front().first);
+}
+
+void Block::do_bulk(uint32_t barrier) {
+  for (size_t i = 0; i < bulk_.size();) {
+    if (bulk_[i].first != barrier) {
+      ++i;
+      continue;
+    }
+    const auto work = std::move(bulk_[i].second);
+    bulk_.erase(bulk_.begin() + static_cast<std::ptrdiff_t>(i));
+    work();
+    made_progress();
+  }
 }
 
 void MemoryBarrier::arrive() {

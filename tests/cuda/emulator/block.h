@@ -17,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <ucontext.h>
@@ -79,10 +80,12 @@ class Block {
 
   // The mbarrier at a shared address.
   MemoryBarrier& barrier(uint32_t address);
+  // A bulk copy that counts on `barrier`. It is done when that is waited for, or any time before.
+  void add_bulk(uint32_t barrier, std::function<void()> work);
+  void do_bulk(uint32_t barrier);
   bool coin();
   Deferred& copies() { return copies_[static_cast<size_t>(current_)]; }           // cp.async, of a thread
   Deferred& products() { return products_[static_cast<size_t>(current_ / 32)]; }  // wgmma, of a warp
-  Deferred& bulk() { return bulk_; }                                              // bulk copies, of the block
   void made_progress() { idle_turns_ = 0; }
 
  private:
@@ -119,7 +122,7 @@ class Block {
   std::byte* shared_ = nullptr;
   size_t shared_bytes_ = 0;
   std::vector<Deferred> copies_, products_;
-  Deferred bulk_;
+  std::deque<std::pair<uint32_t, std::function<void()>>> bulk_;
   int current_ = 0, unfinished_ = 0;
   int64_t idle_turns_ = 0;
   uint64_t random_ = 1;

@@ -208,7 +208,7 @@ struct Machine {
   static void barrier_wait(uint32_t barrier, uint32_t parity) {
     block().wait("an mbarrier", [barrier, parity] {
       const auto done = [&] { return (block().barrier(barrier).phase & 1) != parity; };
-      if (!done() && block().bulk().size() > 0) block().bulk().do_some(block().bulk().size() - 1);
+      if (!done()) block().do_bulk(barrier);
       return done();
     });
   }
@@ -220,7 +220,7 @@ struct Machine {
     if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0) fault("bulk copy: not in units of 16 bytes");
     std::byte* const target = block().shared(to, static_cast<size_t>(bytes), 16);
     std::memset(target, 0xff, static_cast<size_t>(bytes));
-    block().bulk().add([=] {
+    block().add_bulk(barrier, [=] {
       std::memcpy(target, from, static_cast<size_t>(bytes));
       block().barrier(barrier).expected_bytes -= bytes;
       block().barrier(barrier).complete_if_done();
