@@ -28,7 +28,8 @@ def wheel() -> pathlib.Path:
 def test_the_wheel_serves_every_python(wheel):
     assert "-py3-none-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"clary/libclary.so", "clary/py.typed", "clary/core.py"} <= set(names)
+    data = {"clary/libclary.so", "clary/py.typed", "clary/problems/users.txt", "clary/templates/report.html.j2"}
+    assert data | {"clary/core.py", "clary/_gpu.py"} <= set(names)
     assert [name for name in names if ".so" in name] == ["clary/libclary.so"]
     assert not [name for name in names if name.endswith((".h", ".hpp", ".cpp", ".a", ".cmake"))]
 
