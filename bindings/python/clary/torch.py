@@ -138,7 +138,8 @@ def _register() -> Any:
         library.impl(name, _kernel(return_lse), "CPU")
         library.impl(name, _kernel(return_lse), "CUDA")
         torch.library.register_fake(f"clary::{name}", _fake(return_lse), lib=library)
-        torch.library.register_vmap(f"clary::{name}", _no_vmap(name), lib=library)
+        if hasattr(torch.library, "register_vmap"):  # PyTorch 2.5
+            torch.library.register_vmap(f"clary::{name}", _no_vmap(name), lib=library)
     return library
 
 
