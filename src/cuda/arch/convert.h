@@ -6,6 +6,7 @@
 namespace clary::cuda {
 
 struct ConvertOps {
+  // MUFU.EX2: 2 ulp; subnormal results are 0, exp2(-inf) = 0.
   static __device__ __forceinline__ float exp2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -19,6 +20,7 @@ struct ConvertOps {
   static __device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
   static __device__ __forceinline__ float maximum(float a, float b) { return fmaxf(a, b); }
   static __device__ __forceinline__ int maximum(int a, int b, int c) { return __vimax3_s32(a, b, c); }
+  // 2 ulp, by the reciprocal.
   static __device__ __forceinline__ float divide(float a, float b) { return __fdividef(a, b); }
   static __device__ __forceinline__ float to_float(int x) { return __int2float_rn(x); }
   static __device__ __forceinline__ float to_float(float x) { return x; }

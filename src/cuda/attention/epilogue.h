@@ -5,6 +5,9 @@
 
 namespace clary::cuda {
 
+// Straight from the accumulators: a quad's four pairs are 16 bytes of a row in 16-bit outputs, and L2 joins the
+// halves of its 32-byte sectors. Outputs are 1 / keys of what is read, so staging them through shared memory would
+// gain little.
 template <class M, Element kP, int kDim>
 struct Epilogue {
   // o: accumulators of 16 rows; `row` is the one of register 0. shift: octaves taken by smoothing, per row.
@@ -13,6 +16,7 @@ struct Epilogue {
     const int64_t channel = (int64_t{w.sequence} * p.shape.heads_kv + w.head / p.shape.group) * kDim + 2 * (lane % 4);
     const bool has_sink = p.sinks != nullptr;
     const float sink = has_sink ? p.sinks[w.head * p.sink_head] * kLog2E : 0;
+    // Shuffles come before the row is found to be beyond the end: all lanes take part.
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float l = state.l[r];

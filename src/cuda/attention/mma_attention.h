@@ -10,6 +10,15 @@
 // Two strips per warp halve the shared-memory reads of K and V: a 16 x 8 x 32-byte product takes two cycles of an
 // A100, and so does reading its 256 bytes of B.
 //
+// Registers per thread, of 255 (two blocks of 128 threads share an SM's 65536):
+//
+//     dim   strips   O    scores   P e4m3 / 16-bit   T    rows and scales
+//      64     2      64     64         16 / 32       16         20
+//     128     2     128     64         16 / 32       16         20          what is left is for addresses
+//     256     1     128     32, 16      8 / 8         8         10
+//
+// Scores and T are never alive together: T belongs to P V, which begins when P is packed.
+//
 // P V of one tile starts at zero and is added to O in f32 (O = alpha O + T, one FFMA per element, no more than a plain
 // rescale): FP8 tensor cores keep only about 14 bits of the sum, so it must not run over many tiles. The idea is
 // SageAttention2's and DeepSeek-V3's.
@@ -64,6 +73,8 @@ struct MatrixAddress {
 template <class M, class C>
 class MmaAttention {
  public:
+  // One work item per block. The loop over full tiles is separate, so that ptxas assigns its registers and schedules
+  // its loads without the code of masks in the way.
   static CLARY_DEVICE void run(const AttentionParams& p, uint32_t shared) {
     const Item item(p, M::block_x());
     if (item.is_beyond(C::kRows)) return;
@@ -105,13 +116,16 @@ class MmaAttention {
       return shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
     }
   };
+  // The tile that is next, and the stage it lies in.
   struct Cursor {
     int tile, stage;
   };
+  // What lives from tile to tile.
   struct State {
     float o[C::kStrips][kDimTiles][4];
     RowState rows[C::kStrips];
   };
+  // What the softmax of a tile hands to its product.
   struct Packed {
     uint32_t p[C::kStrips][Soft::kSteps][4];
     float alpha[C::kStrips][2];
@@ -132,6 +146,7 @@ class MmaAttention {
     }
   }
 
+  // Images are whole runs of bytes, so neighbouring threads copy neighbouring 16 bytes: full lines, and no arithmetic.
   static CLARY_DEVICE void copy(uint32_t to, const uint8_t* from, int bytes) {
 #pragma unroll 4
     for (int at = M::thread() * 16; at < bytes; at += C::kThreads * 16)
@@ -155,6 +170,8 @@ class MmaAttention {
     at = {next, at.stage ^ 1};
   }
 
+  // Scores, softmax and product of one tile. kFull: nothing hides or changes a score. INT4 kernels add the keys' addend
+  // (k_bias) even then, and so take the maximum of converted scores.
   template <bool kFull>
   static CLARY_DEVICE void attend_tile(const Block& b, const Cursor& cursor, State& state) {
     const uint32_t k = b.k(cursor.stage);
@@ -190,6 +207,7 @@ class MmaAttention {
     PartialScores<M, kKeyTiles>::apply(p, item.span, at, shift, x);
   }
 
+  // S = Q K^T. Q is read again in every tile: kept in registers it would take 8 per k-step and two strips.
   static CLARY_DEVICE void multiply_qk(uint32_t q, uint32_t k, Score (&s)[C::kStrips][kKeyTiles][4]) {
     const MatrixAddress<C::kRows, C::kQkRowBytes> a_at(M::thread() / 32 * C::kStrips * 16 + a_address_row(lane()),
                                                        a_address_byte(lane()));
@@ -218,7 +236,8 @@ class MmaAttention {
     }
   }
 
-  // O = alpha O + P V, 16 channels at a time.
+  // O = alpha O + P V, 16 channels at a time, so that T is 8 registers per strip: a load of 4 matrices serves two
+  // products per strip.
   static CLARY_DEVICE void multiply_pv(uint32_t v, const Packed& packed, State& state) {
     const MatrixAddress<C::kDim, C::kPvRowBytes> b_at(b_address_row(lane()), b_address_byte(lane()));
 #pragma unroll

@@ -85,6 +85,7 @@ struct Softmax {
   }
 
  private:
+  // Raw integers, three at a time: VIMNMX3 where there is one (sm_90), two instructions elsewhere.
   static CLARY_DEVICE int maximum_of_row(const int (&s)[kTiles][4], int r) {
     int largest = s[0][2 * r];
     largest = M::maximum(largest, s[0][2 * r + 1], largest);
@@ -112,7 +113,10 @@ struct Softmax {
   }
 };
 
-// What the sums of a row come to: factors of the output and of the centre of V, and the LSE in natural units.
+// What the sums of a row come to. The weight is the share of the keys in the denominator: 1 without a sink, 0 for a
+// row that saw nothing; the centre of V counts with it.
+//
+// Gives: factors of the output and of the centre of V, and the LSE in natural units.
 struct RowResult {
   float factor, weight, lse;
 };

@@ -15,6 +15,13 @@
 // (FP8 tensor cores keep few bits of a sum, so each tile starts at zero, see mma_attention.h). At dim 256 T cannot
 // live beside S: there, P V comes in two halves of 128 channels after the softmax, and only the turns overlap.
 //
+//     kernel              S    P    O    T   sum
+//     INT8 + FP8, 64     64   16   32   32   144
+//     INT8 + FP8, 128    64   16   64   64   208      the rest: rows, scales, descriptors (about 20)
+//     INT8 + FP8, 256    64   16  128   64   208      S is dead when T is born
+//     16-bit, 128        64   32   64    -   160
+//     16-bit, 256        32   16  128    -   176      64 keys
+//
 // A tile that needs masks is computed with nothing in flight: its code is large, and would otherwise cost the full
 // tiles registers and order.
 //
@@ -57,7 +64,8 @@ struct WgmmaConfig {
   static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536, "registers of an SM");
 };
 
-// A position in the ring of stages. The parity changes with every round.
+// A position in the ring of stages; producer and consumers each have their own and advance alike. The parity changes
+// with every round.
 template <int kStages>
 struct Ring {
   int stage = 0;
@@ -89,6 +97,8 @@ class WgmmaAttention {
   using Soft = Softmax<M, C::kPv, kKeyTiles>;
   static constexpr uint32_t kHighQk = descriptor_high(C::kQkRowBytes), kHighV = descriptor_high(C::kPvRowBytes);
 
+  // `full`: one arrival, the producer's, which also says how many bytes will come. `empty`: one arrival per consumer
+  // warp, since a warp only knows that its own products have been waited for.
   struct Barriers {
     uint32_t base;
     CLARY_DEVICE explicit Barriers(uint32_t shared) : base(shared + C::kBarriers) {}
@@ -121,6 +131,8 @@ class WgmmaAttention {
   }
 
   // ---- producer -----------------------------------------------------------------------------------------------
+  // Runs ahead of the consumers by as many tiles as there are stages, over the ends of work items. K and V of a stage
+  // have barriers of their own: K is free one softmax earlier than V.
   static CLARY_DEVICE void produce(const AttentionParams& p, uint32_t shared, const Barriers& bars) {
     Ring<C::kStages> ring;
     uint32_t q_parity = 1;  // of `empty` barriers, the phase before the first has completed
@@ -162,6 +174,7 @@ class WgmmaAttention {
     Ring<C::kStages> k, v;
   };
 
+  // What a consumer thread knows of itself. Addresses are descriptors from the start: stages and steps are additions.
   struct Consumer {
     const AttentionParams& p;
     const Barriers& bars;
@@ -219,6 +232,8 @@ class WgmmaAttention {
     }
   }
 
+  // Full tiles in a loop of their own, with the product of the tile before pending. The first full tile of an item
+  // has no tile before it and comes apart.
   static CLARY_DEVICE void walk_tiles(const Consumer& me, const Item& item, State& state) {
     int tile = item.first;
     const int end = item.walk.range.end;
@@ -258,6 +273,7 @@ class WgmmaAttention {
           k + descriptor_step(C::kKeys, C::kQkRowBytes, step), step > 0);
     M::commit_products();
   }
+  // After the wait for the scores: K has been read. The producer may fill the stage again.
   static CLARY_DEVICE void release_k(const Consumer& me, State& state) {
     me.release(me.bars.k_empty(state.k.stage));
     state.k.advance();
@@ -291,6 +307,7 @@ class WgmmaAttention {
     for (int part = 0; part < (C::kTwoLevel ? 1 : C::kParts); ++part) issue_values(me, part, state);
     M::commit_products();
   }
+  // After the wait for P V: its registers may be read, and V's stage may be filled.
   static CLARY_DEVICE void take_pending(const Consumer& me, State& state) {
     if (C::kTwoLevel)
       M::pin(state.t);
@@ -311,6 +328,7 @@ class WgmmaAttention {
         o = M::fma(o, state.alpha[i >> 1], state.t[n][i]);
       }
   }
+  // Without anything to overlap with: before a partial tile, and at the end.
   static CLARY_DEVICE void drain(const Consumer& me, State& state) {
     if (!state.pending) return;
     issue_pending(me, state);

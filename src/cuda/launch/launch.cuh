@@ -21,6 +21,7 @@
 
 namespace clary::cuda {
 
+// Swizzles and descriptors count from multiples of 1024.
 extern __shared__ __align__(1024) uint8_t dynamic_shared[];
 
 __device__ __forceinline__ uint32_t shared_base() {
@@ -39,6 +40,8 @@ template <class M>
 __global__ void __launch_bounds__(kClassThreads) classify_kernel(const __grid_constant__ ClassParams p) {
   classify<M>(p);
 }
+// The 1 is the least number of blocks per SM: with it ptxas has a cap on registers, without which it ignores
+// setmaxnreg.
 template <class M, class C>
 __global__ void __launch_bounds__(C::kThreads, 1) attention_kernel(const __grid_constant__ AttentionParams p) {
   C::template Kernel<M>::run(p, shared_base());

@@ -17,6 +17,8 @@ namespace clary::cuda {
 // A row of numbers this small is all zeros for every purpose; its reciprocal would overflow.
 inline constexpr float kNothing = 1e-30f;
 
+// Q: subtract the mean (INT4), one scale per row, sign of the softmax scale folded in. A row's lanes lie in one warp,
+// so its maximum and its product with the mean of K are shuffles.
 template <class M>
 class PackQueries {
  public:
@@ -49,6 +51,8 @@ class PackQueries {
     }
   }
 
+  // One row, by its 8, 16 or 32 lanes. The product with the mean of K is what smoothing K takes from every score of
+  // the row: LSE and softcap need it back.
   static CLARY_DEVICE void pack_row(const QuantiseParams& p, const Span& span, int head, int64_t row, int64_t tile,
                                     int in_tile, const RowLanes& lanes, const PackShared& at) {
     const Geometry& g = p.shape;
@@ -93,6 +97,7 @@ class PackQueries {
   }
 };
 
+// K and V of the same keys, for both need to know which keys are not finite.
 template <class M>
 class PackKeys {
  public:
@@ -158,6 +163,7 @@ class PackKeys {
     }
   }
 
+  // Eight channels of a key, less the mean. Padded channels stay 0: they must add nothing to a product.
   static CLARY_DEVICE void load_key(const QuantiseParams& p, const Span& span, const Block& b, int key, int d,
                                     const PackShared& at, float (&x)[8]) {
     load_8<M>(token(p.k, p.type, span, span.k_begin, b.head, b.first + key), p.type, p.k.vectors, d, p.shape.dim_qk, x);
@@ -194,6 +200,8 @@ class PackKeys {
     if (M::thread() == 0) p.bad_tile[b.packed] = any;
   }
 
+  // Rounds with the scale of the key's group. Keys beyond the end are zeros: their scores are hidden, but products
+  // are made.
   static CLARY_DEVICE void pack_keys(const QuantiseParams& p, const Span& span, const Block& b, const PackShared& at) {
     const Geometry& g = p.shape;
     const RowLanes lanes(M::thread(), g.dim);
@@ -218,7 +226,8 @@ class PackKeys {
     }
   }
 
-  // Four neighbouring slots of V^T x 8 channels per thread and turn: words of four bytes, or two of two halves.
+  // V^T. Writing it as it is read would scatter single bytes over rows that are far apart; so it is turned in shared
+  // memory. Four neighbouring slots of V^T x 8 channels per thread and turn: words of four bytes, or two of two halves.
   static CLARY_DEVICE void pack_values(const QuantiseParams& p, const Span& span, const Block& b,
                                        const PackShared& at) {
     const Geometry& g = p.shape;

@@ -37,6 +37,7 @@ class Statistics {
     const int dim = role == 1 ? p.shape.dim_v : p.shape.dim_qk;
 #pragma unroll
     for (int i = 0; i < 8; ++i) sums.least[i] = __builtin_inff(), sums.largest[i] = -__builtin_inff();
+      // Four loads of 16 bytes in flight per thread.
 #pragma unroll 4
     for (int64_t t = first + lanes.row; t < end; t += lanes.rows) {
       float x[8];
@@ -51,6 +52,7 @@ class Statistics {
     }
   }
 
+  // Over the rows of the block, one thread per channel.
   static CLARY_DEVICE void reduce(const QuantiseParams& p, int role, int64_t chunk, uint32_t shared, const Sums& sums) {
     const RowLanes lanes(M::thread(), p.shape.dim);
     const uint32_t quantity = 4u * static_cast<uint32_t>(lanes.rows * p.shape.dim);
