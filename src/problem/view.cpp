@@ -31,8 +31,8 @@ clary_status check_device(const char* what, const clary_tensor& t, const Device&
   if (t.device_type != 1 && t.device_type != 2)
     return fail(CLARY_UNSUPPORTED, "%s: device_type is %d, served are 1 (CPU) and 2 (CUDA)", what, t.device_type);
   if (t.device_type != device.type || (device.is_cuda() && t.device_id != device.id))
-    return fail(CLARY_UNSUPPORTED, "%s: is on device_type %d, device_id %d, must be on %d, %d", what, t.device_type,
-                t.device_id, device.type, device.id);
+    return fail(CLARY_UNSUPPORTED, "%s: is on device_type %d, device_id %d, must be on %d, %d like q", what,
+                t.device_type, t.device_id, device.type, device.id);
   return CLARY_OK;
 }
 
