@@ -135,14 +135,22 @@ def run(
             plan = make_plan(slot.context, library, (q_key, k_key, v_key), options, extras, return_lse)
             if extras is NO_EXTRAS:
                 slot.remember(key, plan)
-        out, out_data = library.empty(plan.out_shape, q_key[2], q)
-        lse, lse_data = library.empty(plan.lse_shape, F32, q) if plan.lse_shape is not None else (None, None)
-        _lib.check(_lib.lib.clary_plan_run(plan.handle, q_data, k_data, v_data, out_data, lse_data))
+        result = _execute(library, plan, q_key[2], q, (q_data, k_data, v_data))
     finally:
         _context.give_back(threads, slot)
     del q_owner, k_owner, v_owner
-    out = library.result(out, q)
-    return (out, library.result(lse, q)) if return_lse else out, plan
+    return result, plan
+
+
+def _execute(
+    library: Library, plan: _context.Plan, dtype: _arrays.DType, like: Any, inputs: tuple[int, int, int]
+) -> Any:
+    """Runs a plan on addresses; out, or (out, lse), in the library and type of `like`."""
+    out, out_data = library.empty(plan.out_shape, dtype, like)
+    lse, lse_data = library.empty(plan.lse_shape, F32, like) if plan.lse_shape is not None else (None, None)
+    _lib.check(_lib.lib.clary_plan_run(plan.handle, *inputs, out_data, lse_data))
+    out = library.result(out, like)
+    return out if lse is None else (out, library.result(lse, like))
 
 
 def make_plan(
@@ -259,8 +267,8 @@ class HeadInfo:
 class Plan:
     """A call that was checked once and can be run often, and looked into. Made by clary.plan()."""
 
-    def __init__(self, plan: _context.Plan, library: Library, keys: tuple[_arrays.Key, ...], options: Options) -> None:
-        self._plan, self._library, self._keys, self._options = plan, library, keys, options
+    def __init__(self, plan: _context.Plan, library: Library, keys: tuple[_arrays.Key, ...]) -> None:
+        self._plan, self._library, self._keys = plan, library, keys
 
     def run(self, q: Any, k: Any, v: Any) -> Any:
         """attention() of arrays with the shapes, strides and dtypes of those that the plan was made with."""
@@ -274,12 +282,8 @@ class Plan:
                 raise ValueError(
                     f"{name}: {_describe_key(looks[-1][1])} is not what the plan was made for, {_describe_key(key)}"
                 )
-        plan = self._plan
-        out, out_data = self._library.empty(plan.out_shape, self._keys[0][2], q)
-        lse, lse_data = self._library.empty(plan.lse_shape, F32, q) if plan.lse_shape is not None else (None, None)
-        _lib.check(_lib.lib.clary_plan_run(plan.handle, looks[0][0], looks[1][0], looks[2][0], out_data, lse_data))
-        out = self._library.result(out, q)
-        return out if lse is None else (out, self._library.result(lse, q))
+        addresses = (looks[0][0], looks[1][0], looks[2][0])
+        return _execute(self._library, self._plan, self._keys[0][2], q, addresses)
 
     def describe(self) -> str:
         """The plan in words: kernel and why, tiles, FLOPs, bytes, memory, and which heads the guard moved."""
@@ -351,7 +355,7 @@ def plan(
         made = make_plan(slot.context, library, keys, options, extras if extras.any() else NO_EXTRAS, return_lse)
     finally:
         _context.give_back(threads, slot)
-    return Plan(made, library, keys, options)
+    return Plan(made, library, keys)
 
 
 def describe(plan: _context.Plan) -> str:
