@@ -50,12 +50,12 @@ def in_turns(
     """
     short, round_s = [], 0.0
     for call in calls:
-        spent = last = timed(call)
+        spent = quickest = timed(call)
         while spent < _WARM_UP_S:
             last = timed(call)
-            spent += last
-        short.append(last < _SHORT_S)
-        round_s += last * (2 if short[-1] else 1)
+            spent, quickest = spent + last, min(quickest, last)
+        short.append(quickest < _SHORT_S)
+        round_s += quickest * (2 if short[-1] else 1)
     rounds = repeat or int(min(max(seconds * len(calls) / max(round_s, 1e-9), _FEWEST), _MOST))
     samples: list[list[float]] = [[] for _ in calls]
     for done in range(rounds):
