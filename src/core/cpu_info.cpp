@@ -47,7 +47,8 @@ CpuFeatures detect() {
   f.avx512vnni =
       f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
   f.avx512bf16 = f.avx512vnni && bit(seven1.a, 5);
-  f.amx = f.avx512bf16 && tiles && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) && request_tiles();
+  f.amx = f.avx512bf16 && bit(seven.c, 1) && tiles && bit(seven.d, 22) && bit(seven.d, 24) && bit(seven.d, 25) &&
+          request_tiles();
   return f;
 }
 

@@ -51,10 +51,10 @@ class Accumulate {
       if constexpr (kAllRows) {
         Pv::template run_by_vectors<N>(p, kStride, v, steps, u.rows, s_.raw, emit);
       } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
-        Pv::template run<N>(p + row * kStride, kStride, v, steps, s_.raw, emit);
+        Pv::template run<N>(p + row * kStride, kStride, v, steps, emit);
       } else {
         Pv::template run<N>(
-            p + row * kStride, kStride, v, steps, s_.raw,
+            p + row * kStride, kStride, v, steps,
             emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
       }
     }

@@ -18,8 +18,9 @@ inline constexpr int kPanelKeys = 64;
 inline constexpr int kPanels = kBlockKeys / kPanelKeys;
 // Rows that go through scores, softmax and products together.
 inline constexpr int kUnitRows = 16;
-// Rows of a work item at most: K and V of a block (64 KB at head dim 128) are used 8 times from L2.
-inline constexpr int kItemRows = 128;
+// Rows of a work item at most: K and V of a block (64 KB at head dim 128) are used 8 times from L2. On the matrix engine,
+// which takes a fifth of the time for them, K and V come from L3 once for 512 rows: a tenth of the time of the products.
+inline constexpr int kItemRows = 128, kTileItemRows = 512, kMostItemRows = kTileItemRows;
 // Rows per key-value head up to which exact attention reads K and V directly: one unit.
 inline constexpr int kDirectRows = kUnitRows;
 // Tokens whose mean smooths a head: any vector is exact algebra, so a sample serves; 512 put it within 4 % of a
@@ -35,6 +36,7 @@ struct PackedSizes {
   int64_t key_block_bytes = 0;  // as stored
   int64_t value_block_bytes = 0;
   bool key_scales = false, key_zeros = false, value_scales = false, centred_values = false;
+  bool tiles = false;  // laid out for the matrix engine (kernel/tiles/layout.h), and only for it
 };
 
 // One key-value head of one sequence, packed. All arrays are indexed from the head's first block.
@@ -50,7 +52,9 @@ struct PackedHead {
   // hides from every row. One array per query head of the group, or one for all (stride 0). [..][blocks][256]
   float* key_bias = nullptr;
   int64_t key_bias_stride = 0;
-  uint8_t* block_live = nullptr;  // [..][blocks]: 0 where the bias of every key is -inf
+  uint32_t* bias_words = nullptr;  // tiles: the same as 16-bit words, two keys in each. [..][blocks][128]
+  // [..][blocks]: 0 where the bias of every key is -inf, 1 where that of some is, otherwise 2
+  uint8_t* block_live = nullptr;
   int64_t block_live_stride = 0;
   const float* query_mean = nullptr;  // per query head of the group; nullptr: queries are not smoothed
   int64_t query_mean_stride = 0;
@@ -104,7 +108,7 @@ struct AttendArgs {
   const PackedSizes* sizes = nullptr;
   const PackedHead* head = nullptr;
   const Row* rows = nullptr;
-  int count = 0;  // <= kItemRows
+  int count = 0;  // <= KernelTable::item_rows
   int64_t block_begin = 0, block_end = 0;
   DType out_dtype = DType::f32;
   bool mask_folded = false;
@@ -138,6 +142,7 @@ RowScales row_scales(float m, float l, float constant, const float* sink);
 // An instruction set's kernels. Arrays are indexed by Precision.
 struct KernelTable {
   const char* name;
+  int item_rows;  // of a work item at most
   PackedSizes (*sizes)(Precision precision, int dim_qk, int dim_v);
   void (*channel_mean)(const MeanArgs& args);
   void (*pack[kPrecisions])(const PackArgs& args);

@@ -15,7 +15,7 @@ void finish_row(const AttendArgs& args, const Row& row, const PartialRow& sums, 
   const auto weight = V::set(scales.weight), mean_weight = V::set(scales.mean_weight);
   for (int c = 0; c < args.sizes->value_width; c += 16) {
     auto x = V::mul(V::load(o + c), weight);
-    if (args.sizes->centred_values) x = V::mul_add(V::load(args.head->value_mean + c), mean_weight, x);
+    if (args.sizes->centred_values && c < p.dim_v) x = V::mul_add(V::load(args.head->value_mean + c), mean_weight, x);
     // An average of finite f16 values is one, though rounding V to bf16 may have carried it past the largest.
     if (args.out_dtype == DType::f16) x = V::max(V::set(-65504), V::min(V::set(65504), x));
     V::store(o + c, x);

@@ -39,6 +39,7 @@ struct ItemState {
   uint8_t* mask_states = nullptr;
   uint32_t* mask_bytes = nullptr;
   uint32_t* unpacked = nullptr;  // one block of INT4 keys as bytes
+  float* spare = nullptr;        // tiles: one unit of O
 };
 
 [[gnu::always_inline]] inline int64_t mask_blocks(const Problem& p) {
@@ -47,34 +48,34 @@ struct ItemState {
 
 // Lays the state out in `arena`; the same code measures it. mask_blocks: blocks of keys that a boolean mask is surveyed
 // for.
-[[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t dim_qk,
-                                                     int64_t mask_blocks) {
+[[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t mask_blocks) {
   ItemState s;
-  // Rows of Q are written in whole vectors of channels.
-  s.q_stride = round_up(sizes.key_steps > round_up(dim_qk, 16) ? sizes.key_steps : round_up(dim_qk, 16), 16);
-  s.q = arena.take<uint32_t>(kItemRows * s.q_stride);
-  s.q_scale = arena.take<float>(kItemRows);
-  s.q_init = arena.take<int32_t>(kItemRows);
-  s.q_sum = arena.take<float>(kItemRows);
-  s.constant = arena.take<float>(kItemRows);
-  s.reach = arena.take<float>(kItemRows);
-  s.key_bias = arena.take<const float*>(kItemRows);
-  s.range = arena.take<KeyRange>(kItemRows);
-  s.slope = arena.take<float>(kItemRows);
-  s.o = arena.take<float>(int64_t{kItemRows} * sizes.value_width);
-  s.l = arena.take<float>(kItemRows * 16);
-  s.m = arena.take<float>(kItemRows);
-  s.exact = arena.take<uint8_t>(kItemRows);
+  const int64_t rows = sizes.tiles ? kTileItemRows : kItemRows;
+  s.q_stride = round_up(sizes.key_steps, 16);
+  s.q = arena.take<uint32_t>(rows * s.q_stride);
+  s.q_scale = arena.take<float>(rows);
+  s.q_init = arena.take<int32_t>(rows);
+  s.q_sum = arena.take<float>(rows);
+  s.constant = arena.take<float>(rows);
+  s.reach = arena.take<float>(rows);
+  s.key_bias = arena.take<const float*>(rows);
+  s.range = arena.take<KeyRange>(rows);
+  s.slope = arena.take<float>(rows);
+  s.o = arena.take<float>(rows * sizes.value_width);
+  s.l = arena.take<float>(rows * 16);
+  s.m = arena.take<float>(rows);
+  s.exact = arena.take<uint8_t>(rows);
   s.s16 = arena.take<int16_t>(2 * kUnitRows * kBlockKeys);
   s.s = arena.take<float>(kUnitRows * kBlockKeys);
-  s.p = arena.take<uint8_t>(kUnitRows * kBlockKeys * 2);
+  s.p = arena.take<uint8_t>(kUnitRows * kBlockKeys * (sizes.tiles ? 4 : 2));
   s.raw = arena.take<int32_t>(kUnitRows * kPanelKeys);
   s.alpha = arena.take<float>(kUnitRows);
   s.beta = arena.take<float>(kUnitRows);
   s.top = arena.take<int32_t>(2 * kUnitRows);
-  s.mask_states = arena.take<uint8_t>(kItemRows / kUnitRows * mask_blocks);
+  s.mask_states = arena.take<uint8_t>(rows / kUnitRows * mask_blocks);
   s.mask_bytes = arena.take<uint32_t>(mask_blocks * 32);
   if (sizes.key_zeros) s.unpacked = arena.take<uint32_t>(int64_t{kBlockKeys} * sizes.key_steps);
+  if (sizes.tiles) s.spare = arena.take<float>(int64_t{2 * kUnitRows} * sizes.value_width);
   return s;
 }
 

@@ -12,12 +12,13 @@ template <class V, class S>
 class ItemKernel {
  protected:
   using F32 = typename V::F32;
+  using MaskState = typename Rules<V, S>::MaskState;
 
   explicit ItemKernel(const AttendArgs& args) : a_(args), s_(make_state(args)), rules_(args, s_), softmax_(s_) {}
 
   static ItemState make_state(const AttendArgs& args) {
     Arena arena(args.scratch);
-    return lay_out_item(arena, *args.sizes, args.problem->dim_qk, mask_blocks(*args.problem));
+    return lay_out_item(arena, *args.sizes, mask_blocks(*args.problem));
   }
 
   // Queries, bounds, mask, softmax: everything before the first block.
@@ -70,6 +71,74 @@ class ItemKernel {
     in_range = b.inner_low <= first + u.panel_begin * kPanelKeys && b.inner_high >= panels_end;
     return true;
   }
+  enum class Tile : uint8_t { skipped, full, masked, unmasked_partial };
+
+  // What to do about a unit of 16 rows; finds its panels.
+  Tile classify(Unit& u) const {
+    bool in_range = false;
+    if (!find_panels(u, in_range)) return Tile::skipped;
+    const auto [least, most] = live_rows(u);
+    if (most == 0) return Tile::skipped;
+    const MaskState mask = rules_.look_at_mask(u);
+    if (mask == MaskState::hides_all) return Tile::skipped;
+    if (mask == MaskState::hides_some) return Tile::masked;
+    const bool plain = in_range && is_whole(u, least) && !a_.problem->changes_scores() && within_reach(u);
+    return plain ? Tile::full : Tile::unmasked_partial;
+  }
+
+  // A folded mask may hide all keys of some panels, which only the general form can stand. On tiles the fused form knows no
+  // hidden key at all, padding included.
+  bool is_whole(const Unit& u, int least_live) const {
+    const int64_t end = u.block * kBlockKeys + u.panel_end * kPanelKeys;
+    if (kUsesTiles<V, S> && end > a_.sequence.len_k) return false;
+    if (!a_.mask_folded) return true;
+    if (kUsesTiles<V, S>) return least_live == 2;
+    const bool whole_block = end >= a_.sequence.len_k || u.panel_end == kPanels;
+    return least_live > 0 && u.panel_begin == 0 && whole_block;
+  }
+
+  // The smallest and the largest block_live of the rows.
+  std::pair<int, int> live_rows(const Unit& u) const {
+    const uint8_t* live = a_.head->block_live + u.block;
+    if (a_.head->block_live_stride == 0) return {*live, *live};
+    int least = 2, most = 0;
+    for (int r = u.first_row; r < u.first_row + u.real_rows; ++r) {
+      const int x = live[(a_.rows[r].head - a_.head_kv * a_.problem->group) * a_.head->block_live_stride];
+      least = x < least ? x : least, most = x > most ? x : most;
+    }
+    return {least, most};
+  }
+
+  // Fast fixed point holds +-512 octaves = 32768 units; the margin covers the rounding of the bound itself.
+  static constexpr float kFixedReach = 31000;
+  bool within_reach(const Unit& u) const {
+    if constexpr (!S::kFixedPoint) return true;
+    return bounds(u).reach * a_.head->block_norm[u.block] < kFixedReach;
+  }
+
+  // Rows that see a non-finite key or value, or whose logits may lie beyond `octaves`. Rows with a non-finite query are
+  // known.
+  void find_exact_rows(float octaves) {
+    for (int64_t block = a_.block_begin; block < a_.block_end; ++block) {
+      const bool nonfinite = a_.head->block_nonfinite[block] != 0;
+      const float norm = a_.head->block_norm[block];
+      if (norm > largest_norm_) largest_norm_ = norm;
+      for (int r = 0; r < a_.count; ++r) {
+        if (!(s_.reach[r] * norm <= octaves * S::kUnitsPerOctave)) s_.exact[r] = 1;
+        if (nonfinite && s_.exact[r] == 0) s_.exact[r] = sees_nonfinite(r, block) ? 1 : 0;
+      }
+    }
+  }
+
+  bool sees_nonfinite(int r, int64_t block) const {
+    const KeyRange range = s_.range[r];
+    const int64_t first = block * kBlockKeys;
+    for (int64_t j = first < range.begin ? range.begin : first; j < first + kBlockKeys && j < range.end; ++j)
+      if (a_.head->nonfinite[j] != 0 && a_.problem->mask_shows(a_.sequence_index, a_.rows[r].head, a_.rows[r].query, j))
+        return true;
+    return false;
+  }
+
   const UnitBounds& bounds(const Unit& u) const { return bounds_[u.first_row / kUnitRows]; }
 
   float row_m(int r) const {
@@ -104,7 +173,8 @@ class ItemKernel {
 
   const AttendArgs& a_;
   ItemState s_;
-  UnitBounds bounds_[kItemRows / kUnitRows];
+  UnitBounds bounds_[(kUsesTiles<V, S> ? kTileItemRows : kItemRows) / kUnitRows];
+  float largest_norm_ = 0;  // of the keys of all blocks
   Rules<V, S> rules_;
   Softmax<V, S> softmax_;
 };

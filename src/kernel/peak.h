@@ -31,7 +31,7 @@ double peak_tiles(clary_peak what, int64_t rounds) {
   for (int64_t r = 0; r < rounds; ++r) {
     unroll<4>([&](auto t) {
       if (what == CLARY_PEAK_INT8) {
-        V::template tile_dot4_us<4 + t, 0, 1>();
+        V::template tile_dot4_ss<4 + t, 0, 1>();
       } else {
         V::template tile_dot2<4 + t, 0, 1>();
       }

@@ -8,8 +8,7 @@
 //
 // Registers (AVX-512, 4 x 4): 16 accumulators + 4 of b + 1 broadcast = 21 of 32. Per step 4 loads and 4 broadcasts
 // feed 16 multiply-adds: at two loads and one multiply-add per cycle the loads take half the time.
-// A matrix engine takes 16 rows x 4 tiles of 16 lanes: tmm4..7 accumulate, tmm0 holds a, tmm1 b: per 16 steps 5 tile
-// loads (8 cycles each) beside 4 products (16 cycles each).
+// A matrix engine has layouts and products of its own: kernel/tiles.
 #pragma once
 
 #include "kernel/scheme.h"
@@ -31,30 +30,23 @@ struct Product {
   using I32 = typename V::I32;
   static constexpr bool kInteger = E == Element::i8 || E == Element::i4 || E == Element::i8w;
   using Acc = std::conditional_t<kInteger, I32, F32>;
-  static constexpr bool kOnTiles = V::kHasTiles && E != Element::f32;
   // Rows of one call.
-  static constexpr int kRows = kOnTiles ? kUnitRows : V::kTileRows;
+  static constexpr int kRows = V::kTileRows;
 
-  // kRows rows x N vectors; then emit(row, acc[N]) per row. `raw` is memory for kRows x N vectors. `hook` is other
-  // work, called kHooks times with its turn, each time a quarter of the steps is done: it fills the ports that products
+  // kRows rows x N vectors; then emit(row, acc[N]) per row. `hook` is other work, called kHooks times with its turn, each time a quarter of the steps is done: it fills the ports that products
   // leave idle.
   template <int N, class Emit, class Hook = NoHook>
-  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
-                                         int32_t* raw, Emit&& emit, Hook&& hook = {}) {
-    if constexpr (kOnTiles) {
-      run_tiles<N>(a, a_stride, b, steps, raw);
-      for (int r = 0; r < kRows; ++r) emit_from<N>(raw, r, emit);
-    } else {
-      Acc acc[kRows][N];
-      multiply(acc, a, a_stride, b, N, steps, hook);
-      unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
-    }
+  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, Emit&& emit,
+                                         Hook&& hook = {}) {
+    Acc acc[kRows][N];
+    multiply(acc, a, a_stride, b, N, steps, hook);
+    unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
   }
 
   // Where N vectors are more than a register tile has: `rows` rows (a multiple of kRows), one vector after the other.
   // One vector of all steps (8 KB of f32 at head dim 128) then stays in L1 for all rows; `b` as a whole would not.
   template <int N>
-  static constexpr bool kByVectors = !kOnTiles && (N > V::kTileVectors);
+  static constexpr bool kByVectors = (N > V::kTileVectors);
   template <int N, class Emit>
   [[gnu::always_inline]] static void run_by_vectors(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
                                                     int rows, int32_t* raw, Emit&& emit) {
@@ -154,26 +146,6 @@ struct Product {
         unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
       });
     }
-  }
-
-  template <int N>
-  static void run_tiles(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, int32_t* raw) {
-    const int64_t a_bytes = a_stride * 4, b_bytes = int64_t{N} * 64;
-    unroll<N>([](auto v) { V::template tile_zero<4 + v>(); });
-    for (int s = 0; s < steps; s += 16, b += int64_t{N} * 256) {
-      V::template tile_load<0>(a + s, a_bytes);
-      unroll<N>([&](auto v) {
-        V::template tile_load<1>(b + v * 16, b_bytes);
-        if constexpr (E == Element::bf16) {
-          V::template tile_dot2<4 + v, 0, 1>();
-        } else if constexpr (U == Unsigned::packed) {
-          V::template tile_dot4_su<4 + v, 0, 1>();
-        } else {
-          V::template tile_dot4_us<4 + v, 0, 1>();
-        }
-      });
-    }
-    unroll<N>([&](auto v) { V::template tile_store<4 + v>(raw + v * 16, b_bytes); });
   }
 };
 

@@ -91,11 +91,10 @@ class Scores {
         if constexpr (kAllRows) {
           Qk::template run_by_vectors<4>(q, s_.q_stride, keys, steps_, u.rows, s_.raw, emit);
         } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
-          Qk::template run<4>(q, s_.q_stride, keys, steps_, s_.raw, emit);
+          Qk::template run<4>(q, s_.q_stride, keys, steps_, emit);
         } else {
           Qk::template run<4>(
-              q, s_.q_stride, keys, steps_, s_.raw,
-              emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
+              q, s_.q_stride, keys, steps_, emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
         }
       }
     }

@@ -4,6 +4,7 @@
 #include "kernel/attend.h"
 #include "kernel/direct.h"
 #include "kernel/peak.h"
+#include "kernel/tiles/attend.h"
 #include "quant/pack.h"
 
 namespace clary {
@@ -15,9 +16,22 @@ void pack_block(const PackArgs& args) {
 
 template <class V, class S>
 void attend_item(const AttendArgs& args) {
-  if constexpr (V::kHasTiles) V::tile_config();
-  Attend<V, S>(args).run();
-  if constexpr (V::kHasTiles) V::tile_release();
+  if constexpr (kUsesTiles<V, S>) {
+    V::tile_config();
+    TileAttend<V, S>(args).run();
+    V::tile_release();
+  } else {
+    AttendArgs part = args;
+    for (int first = 0; first < args.count; first += kItemRows) {
+      part.rows = args.rows + first;
+      part.count = args.count - first < kItemRows ? args.count - first : kItemRows;
+      if (args.partial != nullptr) {
+        part.partial = args.partial + first;
+        part.partial_out = args.partial_out + int64_t{first} * args.sizes->value_width;
+      }
+      Attend<V, S>(part).run();
+    }
+  }
 }
 
 template <class V>
@@ -49,13 +63,14 @@ size_t pack_scratch_bytes(int dim_qk, int dim_v) {
 template <class V>
 size_t attend_scratch_bytes(const PackedSizes& sizes, const Problem& problem) {
   Arena arena;
-  lay_out_item(arena, sizes, problem.dim_qk, mask_blocks(problem));
+  lay_out_item(arena, sizes, mask_blocks(problem));
   return arena.used_bytes();
 }
 
 template <class V>
 constexpr KernelTable make_table() {
   return {V::kName,
+          V::kHasTiles ? kTileItemRows : kItemRows,
           sizes_of<V>,
           channel_mean<V>,
           {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme>, pack_block<V, Int8F16Scheme<V>>,

@@ -118,8 +118,7 @@ void describe_work(const Plan& plan, const clary_plan_info& info, Text& text) {
            static_cast<long long>(info.tiles_full), static_cast<long long>(info.tiles_partial),
            static_cast<long long>(info.tiles_skipped), total > 0 ? 100 * done / total : 0.0, kUnitRows, kBlockKeys);
   text.add("work:      %.4g GFLOP in %lld items of up to %lld rows", info.flops * 1e-9,
-           static_cast<long long>(plan.items),
-           static_cast<long long>(std::min<int64_t>(plan.rows_per_tile(), kItemRows)));
+           static_cast<long long>(plan.items), static_cast<long long>(plan.rows_per_tile()));
   if (plan.item_heads > 1)
     text.add(" (%lld heads share each read of K and V)", static_cast<long long>(plan.item_heads));
   if (plan.most_parts > 1) text.add(", keys cut into %lld parts", static_cast<long long>(plan.most_parts));

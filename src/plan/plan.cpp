@@ -44,10 +44,10 @@ void choose_precision(Plan& plan) {
 void choose_tiles(Plan& plan, int threads) {
   const Problem& p = plan.problem;
   plan.item_heads = 1;
-  plan.item_queries = kItemRows;
+  plan.item_queries = plan.kernels->item_rows;
   if (p.max_len_q <= kFewRows && p.max_len_q > 0) {
     plan.item_queries = p.max_len_q;
-    for (int64_t h = 1; h <= p.group && h * p.max_len_q <= kItemRows; ++h)
+    for (int64_t h = 1; h <= p.group && h * p.max_len_q <= plan.kernels->item_rows; ++h)
       if (p.group % h == 0) plan.item_heads = h;
     return;
   }

@@ -101,7 +101,7 @@ class Run {
   }
 
   void attend_item(const Item& item, int slot) {
-    Row rows[kItemRows];
+    Row rows[kMostItemRows];
     const int count = rows_of(item, rows);
     if (count == 0) return;
     const SequencePlan& s = plan_.sequences[item.sequence];
@@ -140,7 +140,7 @@ class Run {
     const Item item = item_of_tile(plan_, tile);
     const int64_t parts = plan_.sequences[item.sequence].parts;
     if (parts <= 1) return;
-    Row rows[kItemRows];
+    Row rows[kMostItemRows];
     const int count = rows_of(item, rows);
     if (count == 0) return;
     const PackedHead head = packed_head(item);
@@ -178,7 +178,7 @@ class Run {
   void take_sample() {
     quantise(Precision::exact);
     parallel_.for_each(p_.sequences * p_.heads_q, [&](int64_t h, int slot) {
-      Row rows[kItemRows];
+      Row rows[kMostItemRows];
       const Item item{h / p_.heads_q, h % p_.heads_q / p_.group, h % p_.heads_q, 0, 0, 0};
       const int count = sampled_count(plan_, item.sequence);
       for (int k = 0; k < count; ++k) {

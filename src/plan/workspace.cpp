@@ -7,7 +7,7 @@ namespace {
 
 struct Needs {
   int64_t key_block_bytes = 0, value_block_bytes = 0, value_width = 0, biases = 1, scratch_bytes = 0;
-  bool packed = false, key_scales = false, key_zeros = false, value_scales = false;
+  bool packed = false, tiles = false, key_scales = false, key_zeros = false, value_scales = false;
 };
 
 void include(const Plan& plan, Precision precision, bool packed, Needs& needs) {
@@ -15,9 +15,10 @@ void include(const Plan& plan, Precision precision, bool packed, Needs& needs) {
   const PackedSizes sizes = plan.kernels->sizes(precision, dim_qk, dim_v);
   const size_t scratch = plan.kernels->attend_scratch_bytes(sizes, plan.problem);
   needs.scratch_bytes = std::max(needs.scratch_bytes, static_cast<int64_t>(scratch));
-  needs.value_width = sizes.value_width;
+  needs.value_width = std::max(needs.value_width, int64_t{sizes.value_width});
   if (!packed) return;
   needs.packed = true;
+  needs.tiles |= sizes.tiles;
   needs.key_block_bytes = std::max(needs.key_block_bytes, sizes.key_block_bytes);
   needs.value_block_bytes = std::max(needs.value_block_bytes, sizes.value_block_bytes);
   needs.biases = std::max(needs.biases, plan.biases(precision));
@@ -43,6 +44,7 @@ Workspace::Workspace(const Plan& plan, int threads, Arena& arena) {
   if (needs.key_zeros) key_zeros_ = arena.take<float>(blocks * kBlockKeys);
   if (needs.value_scales) value_scales_ = arena.take<float>(blocks * width_v_);
   key_bias_ = arena.take<float>(blocks * needs.biases * kBlockKeys);
+  if (needs.tiles) bias_words_ = arena.take<uint32_t>(blocks * needs.biases * (kBlockKeys / 2));
   block_norm_ = arena.take<float>(blocks);
   block_live_ = arena.take<uint8_t>(blocks * needs.biases);
   nonfinite_ = arena.take<uint8_t>(blocks * kBlockKeys);
@@ -74,6 +76,7 @@ PackedHead Workspace::head(const Plan& plan, Precision precision, const PackedSi
   if (sizes.value_scales) h.value_scales = value_scales_ + block * width_v_;
   h.key_bias = key_bias_ + block * biases * kBlockKeys;
   h.key_bias_stride = biases > 1 ? s.blocks * kBlockKeys : 0;
+  if (sizes.tiles) h.bias_words = bias_words_ + block * biases * (kBlockKeys / 2);
   h.block_live = block_live_ + block * biases;
   h.block_live_stride = biases > 1 ? s.blocks : 0;
   h.block_norm = block_norm_ + block;

@@ -37,6 +37,7 @@ class Workspace {
   float* key_zeros_ = nullptr;
   float* value_scales_ = nullptr;
   float* key_bias_ = nullptr;
+  uint32_t* bias_words_ = nullptr;
   float* block_norm_ = nullptr;
   uint8_t* block_live_ = nullptr;
   uint8_t* nonfinite_ = nullptr;

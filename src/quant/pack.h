@@ -6,9 +6,12 @@
 //   image of key i     [ s0 | s1 | s2 | ... ]           4 bytes per step
 //   packed panel       [step][vector 0..3][lane 0..15]  key = the one at packed_position() = vector * 16 + lane
 //   INT4               steps 2t and 2t+1 share a dword: low nibbles 2t, high nibbles 2t+1
+//   matrix engine      images as they are, cut into tiles; keys of INT4 are INT8 codes of their 16 levels
+//                      (kernel/tiles/layout.h)
 //
 //   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 bf16 / 1 f32 keys,
 //                      or 2 INT8 in words: keys first_key_of_word_step() and the next
+//   matrix engine      transposed: [32 channels][32 keys][2][16 channels][16 steps]
 //
 // Source of the smoothing and of the per-token scales: SageAttention2 (arXiv 2411.10958); of the asymmetric INT4 codes
 // with a least-squares range: docs/performance.md.
@@ -18,7 +21,7 @@
 #include <limits>
 
 #include "core/arena.h"
-#include "kernel/scheme.h"
+#include "kernel/tiles/layout.h"
 #include "quant/rows.h"
 
 namespace clary {
@@ -26,14 +29,15 @@ namespace clary {
 template <class V, class S>
 PackedSizes packed_sizes(int dim_qk, int dim_v) {
   PackedSizes sizes;
-  const int align = S::kQk == Element::i4 && V::kStepAlign < 2 ? 2 : V::kStepAlign;
+  sizes.tiles = kUsesTiles<V, S>;
+  const bool nibbles = S::kQk == Element::i4 && !sizes.tiles;
   const int per_step = elements_per_step(S::kQk);
-  sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, S::kQk == Element::f32 ? 1 : align));
-  sizes.value_width = static_cast<int>(round_up(dim_v, 16));
-  sizes.key_block_bytes = int64_t{kBlockKeys} * sizes.key_steps * 4 / (S::kQk == Element::i4 ? 2 : 1);
+  sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, sizes.tiles ? 16 : nibbles ? 2 : 1));
+  sizes.value_width = static_cast<int>(round_up(dim_v, sizes.tiles ? 32 : 16));
+  sizes.key_block_bytes = int64_t{kBlockKeys} * sizes.key_steps * 4 / (nibbles ? 2 : 1);
   sizes.value_block_bytes = int64_t{kBlockKeys} * sizes.value_width * 4 / elements_per_step(S::kPv);
   sizes.key_scales = S::kIntegerQk;
-  sizes.key_zeros = S::kQk == Element::i4;
+  sizes.key_zeros = nibbles;
   sizes.value_scales = S::kFixedPoint;
   sizes.centred_values = S::kCentreValues;
   return sizes;
@@ -51,7 +55,7 @@ class Packer {
     Arena arena(args.scratch);
     const Problem& p = *a_.problem;
     images_ = arena.take<uint32_t>(kPanelKeys * image_stride(sizes_.key_steps, static_cast<int>(p.dim_qk)));
-    rows_ = arena.take<float>(kBlockKeys * round_up(p.dim_qk > p.dim_v ? p.dim_qk : p.dim_v, 16));
+    rows_ = arena.take<float>(kBlockKeys * row_floats(p.dim_qk, p.dim_v));
     first_key_ = a_.block * kBlockKeys;
     const int64_t left = a_.sequence.len_k - first_key_;
     keys_ = static_cast<int>(left < kBlockKeys ? left : kBlockKeys);
@@ -65,13 +69,20 @@ class Packer {
   static size_t scratch_bytes(int dim_qk, int dim_v) {
     Arena arena;
     arena.take<uint32_t>(kPanelKeys * image_stride(static_cast<int>(round_up(dim_qk, 16)), dim_qk));
-    arena.take<float>(kBlockKeys * round_up(dim_qk > dim_v ? dim_qk : dim_v, 16));
+    arena.take<float>(kBlockKeys * row_floats(dim_qk, dim_v));
     return arena.used_bytes();
   }
 
  private:
   using F32 = typename V::F32;
   using I32 = typename V::I32;
+  static constexpr bool kTiles = kUsesTiles<V, S>;
+  // Keys that share a scale.
+  static constexpr int kScaleKeys = kTiles ? kTileScaleKeys : 1;
+
+  static constexpr int64_t row_floats(int64_t dim_qk, int64_t dim_v) {
+    return round_up(dim_qk > dim_v ? dim_qk : dim_v, 32);
+  }
 
   const void* row(const void* base, const Strides& strides, int64_t key) const {
     const int64_t index = a_.sequence.batch * strides.batch + a_.head_kv * strides.head +
@@ -92,23 +103,37 @@ class Packer {
     float largest_norm = 0;
     for (int panel = 0; panel * kPanelKeys < keys_; ++panel) {
       std::memset(images_, 0, static_cast<size_t>(kPanelKeys * stride) * 4);
-      for (int i = 0; i < kPanelKeys && panel * kPanelKeys + i < keys_; ++i) {
-        const int key = panel * kPanelKeys + i;
-        const int position = panel * kPanelKeys + packed_position<S>(i);
-        if (hidden(key)) {
-          std::memset(rows_, 0, static_cast<size_t>(width) * 4);
-        } else {
-          if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), rows_))
-            mark_nonfinite(key);
-          const float norm = smooth_key(position, width);
+      const int end = keys_ - panel * kPanelKeys < kPanelKeys ? keys_ - panel * kPanelKeys : kPanelKeys;
+      for (int i = 0; i < end; i += kScaleKeys) {
+        const int count = end - i < kScaleKeys ? end - i : kScaleKeys;
+        for (int k = 0; k < count; ++k) {
+          const float norm = load_key(panel * kPanelKeys + i + k, k, width);
           largest_norm = norm > largest_norm ? norm : largest_norm;
         }
-        write_image(position, width, images_ + i * stride);
+        write_images(panel * kPanelKeys + i, count, width, images_ + i * stride, stride);
       }
-      transpose_panel(panel, stride);
+      kTiles ? copy_tiles(panel, stride) : transpose_panel(panel, stride);
     }
     head_.block_norm[a_.block] = largest_norm;
     mark_live();
+    if constexpr (kTiles) write_bias_words();
+  }
+
+  static constexpr int position_of(int key) {
+    return key / kPanelKeys * kPanelKeys + packed_position<S>(key % kPanelKeys);
+  }
+
+  // One key into row `slot` of rows_, smoothed. Returns its norm.
+  float load_key(int key, int slot, int width) {
+    const Problem& p = *a_.problem;
+    float* to = rows_ + slot * width;
+    if (hidden(key)) {
+      std::memset(to, 0, static_cast<size_t>(width) * 4);
+      return 0;
+    }
+    if (Rows<V>::read_finite(row(a_.tensors->k, p.k, key), p.dtype, static_cast<int>(p.dim_qk), to))
+      mark_nonfinite(key);
+    return smooth_key(to, position_of(key), width);
   }
 
   // Keys that nobody sees are packed as zeros: what they hold must not widen the scales of their neighbours.
@@ -127,11 +152,10 @@ class Packer {
     for (int64_t g = 0; g < bias_count(); ++g) {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       for (int i = 0; i < kBlockKeys; ++i) {
-        const int64_t at = i / kPanelKeys * kPanelKeys + packed_position<S>(i % kPanelKeys);
         const bool shown = i < keys_ && (!a_.problem->folds_mask() ||
                                          a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
                                                                 0, first_key_ + i));
-        bias[at] = shown ? 0 : hidden;
+        bias[position_of(i)] = shown ? 0 : hidden;
       }
     }
   }
@@ -139,89 +163,122 @@ class Packer {
   void mark_live() {
     for (int64_t g = 0; g < bias_count(); ++g) {
       const float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
-      F32 largest = V::load(bias);
-      for (int i = 16; i < kBlockKeys; i += 16) largest = V::max(largest, V::load(bias + i));
-      const bool live = V::reduce_max(largest) > -std::numeric_limits<float>::infinity();
-      head_.block_live[g * head_.block_live_stride + a_.block] = live ? 1 : 0;
+      int shown = 0;
+      for (int i = 0; i < keys_; ++i) shown += bias[position_of(i)] > -std::numeric_limits<float>::infinity();
+      head_.block_live[g * head_.block_live_stride + a_.block] = shown == 0 ? 0 : shown < keys_ ? 1 : 2;
     }
   }
 
-  // rows_ minus the mean of the keys; adds scale * (mean of the queries) . key to the bias. Returns the Euclidean norm.
-  float smooth_key(int position, int width) {
+  // Hidden keys have no word: a block that has one goes another way.
+  void write_bias_words() {
+    const F32 scale = V::set(kWordsPerOctave), magic = V::set(kMagic);
+    for (int64_t g = 0; g < bias_count(); ++g) {
+      const float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
+      uint32_t* words = head_.bias_words + (g * head_.key_bias_stride + first_key_) / 2;
+      for (int i = 0; i < kBlockKeys; i += 16) {
+        alignas(64) uint32_t x[16];
+        V::store_i32(x, V::as_i32(V::mul_add(V::load(bias + i), scale, magic)));
+        for (int k = 0; k < 16; k += 2) words[(i + k) / 2] = (x[k] & 0xffff) | x[k + 1] << 16;
+      }
+    }
+  }
+
+  // The key minus the mean of the keys; adds scale * (mean of the queries) . key to the bias. Returns the Euclidean norm.
+  float smooth_key(float* key, int position, int width) {
     F32 squares = V::zero();
     for (int c = 0; c < width; c += 16) {
-      F32 x = V::load(rows_ + c);
+      F32 x = V::load(key + c);
       if constexpr (S::kSmoothKeys) {
         x = V::sub(x, V::load(head_.key_mean + c));
-        V::store(rows_ + c, x);
+        V::store(key + c, x);
       }
       squares = V::mul_add(x, x, squares);
     }
-    if (head_.query_mean != nullptr) add_query_mean(position, width);
+    if (head_.query_mean != nullptr) add_query_mean(key, position, width);
     return std::sqrt(V::reduce_add(squares));
   }
 
-  void add_query_mean(int position, int width) {
+  void add_query_mean(const float* key, int position, int width) {
     const float unit = a_.problem->softmax_scale * kLog2e * S::kUnitsPerOctave;
     for (int64_t g = 0; g < a_.problem->group; ++g) {
       const float* mean = head_.query_mean + g * head_.query_mean_stride;
       F32 sum = V::zero();
-      for (int c = 0; c < width; c += 16) sum = V::mul_add(V::load(rows_ + c), V::load(mean + c), sum);
+      for (int c = 0; c < width; c += 16) sum = V::mul_add(V::load(key + c), V::load(mean + c), sum);
       head_.key_bias[g * head_.key_bias_stride + first_key_ + position] += unit * V::reduce_add(sum);
     }
   }
 
-  void write_image(int position, int width, uint32_t* image) {
-    if constexpr (S::kQk == Element::f32) {
-      std::memcpy(image, rows_, static_cast<size_t>(width) * 4);
-    } else if constexpr (S::kQk == Element::bf16) {
-      for (int c = 0; c < width; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(image) + c, V::load(rows_ + c));
-    } else if constexpr (S::kQk == Element::i8 || S::kQk == Element::i8w) {
+  // Images of the `count` keys in rows_, which share a scale if they have one.
+  void write_images(int first_key, int count, int width, uint32_t* images, int64_t stride) {
+    if constexpr (S::kQk == Element::i4) {
+      for (int k = 0; k < count; ++k)
+        round_to_int4(rows_ + k * width, position_of(first_key + k), width, images + k * stride);
+      if constexpr (!kTiles) return;
+    }
+    float inverse_step = 0;
+    if constexpr (S::kIntegerQk) {
       F32 largest = V::zero();
-      for (int c = 0; c < width; c += 16) largest = V::max(largest, V::abs(V::load(rows_ + c)));
+      for (int c = 0; c < count * width; c += 16) largest = V::max(largest, V::abs(V::load(rows_ + c)));
       const float top = V::reduce_max(largest);
-      head_.key_scales[first_key_ + position] = top * (1.0f / 127);
-      write_codes(width, top > 0 ? 127 / top : 0, image);
-    } else {
-      write_int4(position, width, image);
+      for (int k = 0; k < kScaleKeys; ++k)
+        head_.key_scales[first_key_ + position_of(first_key + k)] = top * (1.0f / 127);
+      inverse_step = top > 0 ? 127 / top : 0;
+    }
+    for (int k = 0; k < count; ++k) {
+      const float* from = rows_ + k * width;
+      uint32_t* image = images + k * stride;
+      if constexpr (S::kQk == Element::f32) {
+        std::memcpy(image, from, static_cast<size_t>(width) * 4);
+      } else if constexpr (S::kQk == Element::bf16) {
+        for (int c = 0; c < width; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(image) + c, V::load(from + c));
+      } else {
+        write_codes(from, width, inverse_step, image);
+      }
     }
   }
 
-  // Code c = round(rows_[c] * inverse_step), + 128 as a byte: the unsigned operand of its product.
-  void write_codes(int width, float inverse_step, uint32_t* image) {
+  // Code c = round(key[c] * inverse_step). As bytes + 128, the unsigned operand of its product; tiles multiply signed ones.
+  void write_codes(const float* key, int width, float inverse_step, uint32_t* image) {
     for (int c = 0; c < width; c += 16) {
-      const I32 code = V::to_i32(V::mul(V::load(rows_ + c), V::set(inverse_step)));
+      const I32 code = V::to_i32(V::mul(V::load(key + c), V::set(inverse_step)));
       if constexpr (S::kQk == Element::i8w) {
         V::store_words(reinterpret_cast<int16_t*>(image) + c, code);
       } else {
-        V::store_i8(reinterpret_cast<uint8_t*>(image) + c, V::add_i32(code, V::set_i32(128)));
+        V::store_i8(reinterpret_cast<uint8_t*>(image) + c, kTiles ? code : V::add_i32(code, V::set_i32(128)));
       }
     }
   }
 
   // 16 levels between two ends; the ends are pulled inwards as long as the squared error falls. The padding channels
   // are zeros like the channels of a smoothed key on average, and meet zeros of Q: they may widen the range, never the
-  // result.
-  void write_int4(int position, int width, uint32_t* image) {
-    F32 top = V::load(rows_), bottom = top;
+  // result. On tiles the key becomes its levels, otherwise the image their codes.
+  void round_to_int4(float* key, int position, int width, uint32_t* image) {
+    F32 top = V::load(key), bottom = top;
     for (int c = 16; c < width; c += 16) {
-      top = V::max(top, V::load(rows_ + c));
-      bottom = V::min(bottom, V::load(rows_ + c));
+      top = V::max(top, V::load(key + c));
+      bottom = V::min(bottom, V::load(key + c));
     }
     const float high = V::reduce_max(top), low = -V::reduce_max(V::sub(V::zero(), bottom));
     float best_error = std::numeric_limits<float>::infinity(), best_step = 0, best_low = low;
     for (int candidate = 0; candidate < kRangeCandidates; ++candidate) {
       const float cut = static_cast<float>(candidate) * kRangeStep * (high - low);
       const float candidate_low = low + cut, step = (high - low - 2 * cut) * (1.0f / 15);
-      const float error = int4_error(width, candidate_low, step);
+      const float error = int4_error(key, width, candidate_low, step);
       if (error < best_error) best_error = error, best_step = step, best_low = candidate_low;
     }
-    head_.key_scales[first_key_ + position] = best_step;
-    head_.key_zeros[first_key_ + position] = best_low;
+    if constexpr (!kTiles) {
+      head_.key_scales[first_key_ + position] = best_step;
+      head_.key_zeros[first_key_ + position] = best_low;
+    }
     const F32 inverse = V::set(best_step > 0 ? 1 / best_step : 0), offset = V::set(best_low);
     for (int c = 0; c < width; c += 16) {
-      const F32 code = V::mul(V::sub(V::load(rows_ + c), offset), inverse);
-      V::store_i8(reinterpret_cast<uint8_t*>(image) + c, V::to_i32(V::max(V::min(code, V::set(15)), V::zero())));
+      const F32 level = V::mul(V::sub(V::load(key + c), offset), inverse);
+      const I32 code = V::to_i32(V::max(V::min(level, V::set(15)), V::zero()));
+      if constexpr (kTiles) {
+        V::store(key + c, V::mul_add(V::to_f32(code), V::set(best_step), offset));
+      } else {
+        V::store_i8(reinterpret_cast<uint8_t*>(image) + c, code);
+      }
     }
   }
 
@@ -229,11 +286,11 @@ class Packer {
   static constexpr int kRangeCandidates = 7;
   static constexpr float kRangeStep = 0.025f;
 
-  float int4_error(int width, float low, float step) {
+  static float int4_error(const float* key, int width, float low, float step) {
     const F32 inverse = V::set(step > 0 ? 1 / step : 0), offset = V::set(low), size = V::set(step);
     F32 error = V::zero();
     for (int c = 0; c < width; c += 16) {
-      const F32 x = V::load(rows_ + c);
+      const F32 x = V::load(key + c);
       const F32 code = V::max(V::min(V::mul(V::sub(x, offset), inverse), V::set(15)), V::zero());
       const F32 miss = V::sub(V::mul_add(V::to_f32(V::to_i32(code)), size, offset), x);
       error = V::mul_add(miss, miss, error);
@@ -253,6 +310,17 @@ class Packer {
         store_steps(x, to + vector * 16, step);
       }
     }
+  }
+
+  // Images of a panel as 4 key tiles of whole chunks.
+  void copy_tiles(int panel, int64_t stride) {
+    const int chunks = sizes_.key_steps / 16;
+    auto* to = reinterpret_cast<uint32_t*>(head_.keys + a_.block * sizes_.key_block_bytes) +
+               int64_t{panel} * kPanelKeys * sizes_.key_steps;
+    for (int key = 0; key < kPanelKeys; ++key)
+      for (int chunk = 0; chunk < chunks; ++chunk)
+        V::store_i32(to + (key / 16 * chunks + chunk) * kTileDwords + key % 16 * 16,
+                     V::load_i32(images_ + key * stride + chunk * 16));
   }
 
   static constexpr int key_at(int vector, int lane) {
@@ -281,10 +349,24 @@ class Packer {
       if (Rows<V>::read_finite(row(a_.tensors->v, p.v, key), p.dtype, static_cast<int>(p.dim_v), to))
         mark_nonfinite(key);
       if constexpr (S::kCentreValues)
-        for (int c = 0; c < width; c += 16) V::store(to + c, V::sub(V::load(to + c), V::load(head_.value_mean + c)));
+        for (int c = 0; c < p.dim_v; c += 16) V::store(to + c, V::sub(V::load(to + c), V::load(head_.value_mean + c)));
+      if (width > round_up(p.dim_v, 16)) V::store(to + width - 16, V::zero());
     }
     std::memset(rows_ + keys_ * width, 0, static_cast<size_t>(padded - keys_) * width * 4);
-    for (int c = 0; c < width; c += 16) pack_channels(c, padded);
+    for (int c = 0; c < width; c += 16) kTiles ? pack_value_tiles(c, padded) : pack_channels(c, padded);
+  }
+
+  // 16 channels of all keys of the block, as tiles of 32 keys.
+  void pack_value_tiles(int channel, int padded_keys) {
+    auto* to = reinterpret_cast<uint32_t*>(head_.values + a_.block * sizes_.value_block_bytes) +
+               int64_t{channel / 32 * (kBlockKeys / 32) * 2 + channel / 16 % 2} * kTileDwords;
+    for (int key = 0; key < padded_keys; key += 32, to += 2 * kTileDwords) {
+      I32 x[16];
+      for (int step = 0; step < 16; ++step)
+        x[step] = bf16_pair(rows_ + (key + 2 * step) * sizes_.value_width + channel, sizes_.value_width);
+      V::transpose16(x);
+      for (int c = 0; c < 16; ++c) V::store_i32(to + c * 16, x[c]);
+    }
   }
 
   // 16 channels of all keys of the block.
@@ -303,9 +385,7 @@ class Packer {
       if constexpr (S::kPv == Element::f32) {
         word = V::as_i32(V::load(x));
       } else if constexpr (S::kPv == Element::bf16) {
-        const I32 high_half = V::set_i32(static_cast<int32_t>(0xffff0000u));
-        word = V::or_i32(V::template shift_right<16>(round_bf16(V::load(x))),
-                         V::and_i32(round_bf16(V::load(x + width)), high_half));
+        word = bf16_pair(x, width);
       } else if constexpr (S::kPv == Element::i8w) {
         const float* y = from + first_key_of_word_step(step) * width;
         word = V::or_i32(V::and_i32(to_code(y, inverse), V::set_i32(0xffff)),
@@ -328,6 +408,13 @@ class Packer {
     // A constant channel is zero after centring, up to rounding: any finite inverse gives code 0 or a faithful one.
     constexpr float kSmallest = 1e-30f;
     return V::div(V::set(127), V::max(largest, V::set(kSmallest)));
+  }
+
+  // 16 channels of two keys, `width` floats apart.
+  static I32 bf16_pair(const float* x, int width) {
+    const I32 high_half = V::set_i32(static_cast<int32_t>(0xffff0000u));
+    return V::or_i32(V::template shift_right<16>(round_bf16(V::load(x))),
+                     V::and_i32(round_bf16(V::load(x + width)), high_half));
   }
 
   static I32 to_code(const float* x, F32 inverse) { return V::to_i32(V::mul(V::load(x), inverse)); }

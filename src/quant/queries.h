@@ -17,7 +17,7 @@ class Queries {
   }
 
   void load() {
-    s_.rows = static_cast<int>(round_up(a_.count, kUnitRows));
+    s_.rows = static_cast<int>(round_up(a_.count, kUsesTiles<V, S> ? 2 * kUnitRows : kUnitRows));
     std::memset(s_.q, 0, static_cast<size_t>(s_.rows * s_.q_stride) * 4);
     for (int r = 0; r < a_.count; ++r) load_row(r);
     for (int r = a_.count; r < s_.rows; ++r) pad_row(r);
@@ -96,7 +96,7 @@ class Queries {
     }
     const int32_t total = V::reduce_add_i32(sum);
     s_.q_scale[r] = unit_ * top * (1.0f / 127);
-    s_.q_init[r] = S::kQk == Element::i8 ? -128 * total : 0;
+    s_.q_init[r] = S::kQk == Element::i8 && !kUsesTiles<V, S> ? -128 * total : 0;
     s_.q_sum[r] = static_cast<float>(total);
   }
 

@@ -225,13 +225,27 @@ void add_words(Vocabulary& v) {
          [](In in, Out out) { A::put_i32(out, M::sum_pairs_u16(A::i16(in, 0))); }});
 }
 
+// What turns tiles of scores into a tile of probabilities.
+template <class M>
+void add_tile_words(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"as_i16, as_words", kBits, kExact, 1, 64,
+         [](In in, Out out) { A::put_i32(out, M::as_words(M::as_i16(A::i32(in, 0)))); }});
+  v.add({"join_words", kBits, kExact, 2, 64,
+         [](In in, Out out) { A::put_i16(out, M::join_words(A::i32(in, 0), A::i32(in, 1))); }});
+  v.add({"max_u16", kBits, kExact, 2, 64, binary_i16<M, M::max_u16>});
+  v.add({"bf16_of_words", kBits, kExact, 1, 64, unary_i16<M, M::bf16_of_words>});
+}
+
 // `multiply` on the tiles C, A, B of `in`, in registers that differ from call to call.
 template <class M, int C, int A, int B, class F>
 void run_product(In in, Out out, F multiply) {
   M::tile_config();
   M::template tile_load<C>(in, kVectorBytes);
   M::template tile_load<A>(in + 16 * kVectorBytes, kVectorBytes);
-  M::template tile_load<B>(in + 32 * kVectorBytes, kVectorBytes);
+  M::template tile_load_once<B>(in + 32 * kVectorBytes, kVectorBytes);
   multiply();
   M::template tile_store<C>(out, kVectorBytes);
   M::tile_release();
@@ -252,10 +266,8 @@ void add_tiles(Vocabulary& v) {
   using enum Domain;
   using enum Result;
   v.add({"tile_load, tile_zero, tile_store", kBits, kExact, 128, 8192, run_registers<M, 0, 1, 2, 3, 4, 5, 6, 7>});
-  v.add({"tile_dot4_su", kSums, kExact, 48, 1024,
-         [](In in, Out out) { run_product<M, 4, 0, 3>(in, out, [] { M::template tile_dot4_su<4, 0, 3>(); }); }});
-  v.add({"tile_dot4_us", kSums, kExact, 48, 1024,
-         [](In in, Out out) { run_product<M, 1, 7, 2>(in, out, [] { M::template tile_dot4_us<1, 7, 2>(); }); }});
+  v.add({"tile_dot4_ss", kSums, kExact, 48, 1024,
+         [](In in, Out out) { run_product<M, 4, 0, 3>(in, out, [] { M::template tile_dot4_ss<4, 0, 3>(); }); }});
   v.add({"tile_dot2", kBf16Pairs, kNear, 48, 1024,
          [](In in, Out out) { run_product<M, 5, 6, 0>(in, out, [] { M::template tile_dot2<5, 6, 0>(); }); }});
 }
@@ -284,7 +296,7 @@ Vocabulary make_vocabulary(bool native_dot2) {
   add_integers<M>(v);
   add_words<M>(v);
   if constexpr (requires { &M::dot2_i16; }) add_bytes_as_words<M>(v);
-  if constexpr (M::kHasTiles) add_tiles<M>(v);
+  if constexpr (M::kHasTiles) add_tiles<M>(v), add_tile_words<M>(v);
   return v;
 }
 

@@ -221,6 +221,7 @@ std::string lacks_avx512bf16() {
 std::string lacks_amx() {
   std::string missing = lacks_avx512bf16();
   if (missing.empty()) missing = cpuid_lacks(0, 3, 1u << 22 | 1u << 24 | 1u << 25, "AMX with BF16 and INT8");
+  if (missing.empty()) missing = cpuid_lacks(0, 2, 1u << 1, "AVX512-VBMI");
   return missing.empty() && !request_amx() ? "the kernel's permission to use AMX" : missing;
 }
 #elif defined(__aarch64__)

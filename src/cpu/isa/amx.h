@@ -1,4 +1,4 @@
-// AMX (tiles, 8-bit integers, bf16) over AVX-512: eight tile registers of 16 rows x 64 bytes. Meanings of the tile
+// AMX (tiles, 8-bit integers, bf16) over AVX-512 with VBMI: eight tile registers of 16 rows x 64 bytes. Meanings of the tile
 // operations: amx_emulated.h.
 //
 // Inline assembly, because g++ 12's intrinsics tell the compiler too little: _tile_loadconfig declares 8 of the 64
@@ -17,8 +17,8 @@ namespace clary {
 struct Amx : Avx512Bf16 {
   static constexpr const char* kName = "amx";
   static constexpr bool kHasTiles = true;
+  static constexpr bool kVectorsAreLoops = false;
   static constexpr bool kOverlaps = false;  // products do not run on the vector ports
-  static constexpr int kStepAlign = 16;     // steps of one tile
 
   // Asks the kernel for the tile registers, once per process; threads started later inherit the answer.
   static bool request_permission() {
@@ -40,17 +40,31 @@ struct Amx : Avx512Bf16 {
   static void tile_store(void* p, int64_t stride_bytes) {
     asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(p), "r"(stride_bytes) : "memory");
   }
-  template <int C, int A, int B>
-  static void tile_dot4_su() {
-    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  template <int T>
+  static void tile_load_once(const void* p, int64_t stride_bytes) {
+    asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(p), "r"(stride_bytes) : "memory");
   }
   template <int C, int A, int B>
-  static void tile_dot4_us() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  static void tile_dot4_ss() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
   template <int C, int A, int B>
   static void tile_dot2() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+
+  static I16 as_i16(I32 a) { return {a}; }
+  static I32 as_words(I16 a) { return a.v; }
+  // One byte shuffle that keeps the lower half of the first operand: port 5, which FMAs beside tiles leave free.
+  [[gnu::always_inline]] static I16 join_words(I32 a, I32 b) {
+    const __m512i halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
+    return {_mm512_mask_shuffle_epi8(a, 0xccccccccccccccccu, b, halves)};
+  }
+  static I16 max_u16(I16 a, I16 b) { return {_mm512_max_epu16(a.v, b.v)}; }
+  [[gnu::always_inline]] static I16 bf16_of_words(I16 w) {
+    const __m512i table = _mm512_load_si512(kMantissaTable.v.data());
+    const __m512i excess = _mm512_maskz_permutexvar_epi8(0x5555555555555555u, _mm512_srli_epi16(w.v, 1), table);
+    return {_mm512_sub_epi16(w.v, excess)};
   }
 
  private:

@@ -18,7 +18,7 @@ namespace clary {
 struct AmxEmulated : Scalar {
   static constexpr const char* kName = "amx-emulated";
   static constexpr bool kHasTiles = true;
-  static constexpr int kStepAlign = 16;
+  static constexpr bool kVectorsAreLoops = true;
 
   static bool request_permission() { return true; }
 
@@ -38,21 +38,41 @@ struct AmxEmulated : Scalar {
   static void tile_store(void* p, int64_t stride_bytes) {
     for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride_bytes, tile<T>().row[i], 64);
   }
-  // Signed bytes of A by unsigned bytes of B; exact.
-  template <int C, int A, int B>
-  static void tile_dot4_su() {
-    multiply_bytes<int8_t, uint8_t>(tile<C>(), tile<A>(), tile<B>());
+  // As tile_load, for what is not used again soon: it need not displace anything in the first cache.
+  template <int T>
+  static void tile_load_once(const void* p, int64_t stride_bytes) {
+    tile_load<T>(p, stride_bytes);
   }
-  // Unsigned bytes of A by signed bytes of B; exact.
+  // Signed bytes by signed bytes; sums are exact modulo 2^32.
   template <int C, int A, int B>
-  static void tile_dot4_us() {
-    multiply_bytes<uint8_t, int8_t>(tile<C>(), tile<A>(), tile<B>());
+  static void tile_dot4_ss() {
+    multiply_bytes(tile<C>(), tile<A>(), tile<B>());
   }
   // bf16. As tdpbf16ps is specified: low and high products are summed apart, each from zero and in the order of k by
   // fused multiply-adds; then low + high is added to C. Denormal inputs and results are zero.
   template <int C, int A, int B>
   static void tile_dot2() {
     multiply_bf16(tile<C>(), tile<A>(), tile<B>());
+  }
+
+  // ---- words of 16 bits, for what lies between two tile products
+  static I16 as_i16(I32 a) { return std::bit_cast<I16>(a); }
+  static I32 as_words(I16 a) { return std::bit_cast<I32>(a); }
+  // The low words of a and b, side by side in every lane.
+  static I16 join_words(I32 a, I32 b) {
+    return as_i16(each<I32>([&](int i) {
+      return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) & 0xffff) | static_cast<uint32_t>(b.v[i]) << 16);
+    }));
+  }
+  static I16 max_u16(I16 a, I16 b) {
+    return each<I16>(
+        [&](int i) { return static_cast<uint16_t>(a.v[i]) > static_cast<uint16_t>(b.v[i]) ? a.v[i] : b.v[i]; });
+  }
+  // 2^(w / 128 - 127) as bf16, from a bf16 whose mantissa is linear to one that is right.
+  static I16 bf16_of_words(I16 w) {
+    return each<I16>([&](int i) {
+      return static_cast<int16_t>(w.v[i] - kMantissaTable.v[static_cast<uint16_t>(w.v[i]) >> 1 & 63]);
+    });
   }
 
  private:
@@ -71,13 +91,12 @@ struct AmxEmulated : Scalar {
     if (!registers_.configured) __builtin_trap();
     return registers_.tile[T];
   }
-  template <class X, class Y>
   static void multiply_bytes(Tile& c, const Tile& a, const Tile& b) {
     for (int m = 0; m < 16; ++m)
       for (int n = 0; n < 16; ++n)
         for (int k = 0; k < 16; ++k)
           for (int i = 0; i < 32; i += 8) {
-            const int product = static_cast<X>(a.row[m][k] >> i) * static_cast<Y>(b.row[k][n] >> i);
+            const int product = static_cast<int8_t>(a.row[m][k] >> i) * static_cast<int8_t>(b.row[k][n] >> i);
             c.row[m][n] += static_cast<uint32_t>(product);
           }
   }

@@ -37,7 +37,6 @@ struct Avx2 {
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = true;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
-  static constexpr int kStepAlign = 1;
 
   struct F32 {
     __m256 lo, hi;

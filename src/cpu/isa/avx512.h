@@ -19,7 +19,6 @@ struct Avx512Vnni {
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = true;  // enough registers for products and softmax at once
-  static constexpr int kStepAlign = 1;
 
   using F32 = __m512;
   using I32 = __m512i;

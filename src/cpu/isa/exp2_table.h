@@ -37,4 +37,27 @@ constexpr Exp2Table make_exp2_table() {
 
 inline constexpr Exp2Table kExp2Table = make_exp2_table();
 
+// What a linear mantissa exceeds that of 2^x by, in 1/128, for two neighbours each: entry i = round(l - 128 (2^(l/128) - 1))
+// at l = 2 i + 1/2, between the two.
+struct MantissaTable {
+  alignas(64) std::array<uint8_t, 64> v;
+};
+
+constexpr MantissaTable make_mantissa_table() {
+  MantissaTable table{};
+  auto root = [](double x) {
+    double r = x;
+    for (int i = 0; i < 40; ++i) r = 0.5 * (r + x / r);
+    return r;
+  };
+  double step = 2;  // 2^(1/64), and from it 2^(1/256) to begin with
+  for (int i = 0; i < 6; ++i) step = root(step);
+  double value = root(root(step));
+  for (size_t i = 0; i < table.v.size(); ++i, value *= step)
+    table.v[i] = static_cast<uint8_t>(2 * static_cast<double>(i) + 0.5 - 128 * (value - 1) + 0.5);
+  return table;
+}
+
+inline constexpr MantissaTable kMantissaTable = make_mantissa_table();
+
 }  // namespace clary

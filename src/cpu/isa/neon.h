@@ -18,7 +18,6 @@ struct Neon {
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
-  static constexpr int kStepAlign = 1;
 
   struct F32 {
     float32x4_t a, b, c, d;

@@ -31,8 +31,6 @@ struct Scalar {
   static constexpr bool kHasTiles = false;         // a matrix engine (tile_* operations)
   static constexpr bool kBytesAsWords = false;     // no dot product of bytes that is worth its widening
   static constexpr bool kOverlaps = false;         // enough registers for products and softmax at once
-  // Steps (4 bytes of K dimension) of a packed operand are padded to a multiple of this.
-  static constexpr int kStepAlign = 1;
 
   struct F32 {
     float v[16];

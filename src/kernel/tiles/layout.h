@@ -1,0 +1,59 @@
+// Layouts of the matrix engine: tiles of 16 rows x 16 dwords (1 KB), lanes are queries.
+//
+//   S^T = K Q^T         A = K   16 keys x 16 steps, rows as they are          [key tile][chunk][16 keys][16 steps]
+//                       B = Q   16 steps x 16 queries, transposed once         [query tile][chunk], in place of the rows
+//   O^T += V^T P^T      A = V^T 16 channels x 16 steps of 2 keys               [32 channels][32 keys][2][16 ch][16 steps]
+//                       B = P^T 16 steps of 2 keys x 16 queries                [query tile][128 steps][16 queries]
+//                       C = O^T 16 channels x 16 queries, f32                  [32 channels][channel tile][query tile]
+//
+// A chunk is 16 steps of 4 bytes: 64 INT8 or 32 bf16 channels. Transposed scores make every factor of a query a vector and
+// its maximum a vertical one, K needs no packing, and P is born in the layout of an operand: nothing is shuffled between
+// lanes but the halves of a dword.
+//
+//   unit  = 32 queries (2 query tiles) x 256 keys
+//   tmm   = 4..7 accumulators (2 x 2), 0 and 1 B, 2 and 3 A: 4 tile loads feed 4 products
+//   L1    = P 16 KB, O^T of the unit 128 bytes per channel, Q 64 bytes per step, 4 KB of scores on their way: 44 KB at
+//           head dim 128 in bf16. K and V come from L2 and pass L1 by.
+//   chunk of keys = as many blocks as fit half of L2; all units of an item pass over it before the next
+//
+// Source of the transposed form and of the fused exponential: measurements on Granite Rapids (docs/performance.md).
+#pragma once
+
+#include <array>
+
+#include "kernel/scheme.h"
+
+namespace clary {
+
+inline constexpr int kTileDwords = 256;
+inline constexpr int kTileRows = 16;
+// Rows of a unit: two query tiles, so that each tile of K and V that is loaded is used twice.
+inline constexpr int kTileUnitRows = 32;
+// Keys that share a scale: those that are converted together, so that scaling costs one FMA a score.
+inline constexpr int kTileScaleKeys = 32;
+// K and V of a chunk of keys: half of an L2 of 2 MB; the rest holds the item's O and Q.
+inline constexpr int64_t kKeyChunkBytes = 1 << 20;
+inline constexpr int kStepsPerBlock = kBlockKeys / 2;
+// Scores as 16-bit words: 1/128 octave a unit, and 127 octaves for 1, so that a word is a bf16 with a linear mantissa.
+inline constexpr float kWordsPerOctave = 128, kWordOfOne = 127 * 128;
+// 1.5 * 2^23: a float around it holds an integer in its low bits, and an INT32 sum that starts at its bits is a float.
+inline constexpr float kMagic = 12582912.0f;
+// A tile whose every row is this one starts such sums.
+inline constexpr std::array<uint32_t, 16> make_magic_row() {
+  std::array<uint32_t, 16> row{};
+  for (auto& x : row) x = 0x4b400000;
+  return row;
+}
+alignas(64) inline constexpr std::array<uint32_t, 16> kMagicRow = make_magic_row();
+
+// How far a maximum may lie above the reference, in octaves, and a first one below: P up to 2^30 and its sums stay far inside
+// f32, and 97 octaves below the maximum are left.
+inline constexpr int kFarOctaves = 30;
+
+struct TileUnit {
+  int first_row = 0;
+  int64_t block = 0;
+  int panel_begin = 0, panel_end = 0;
+};
+
+}  // namespace clary

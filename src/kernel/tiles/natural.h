@@ -1,0 +1,114 @@
+// The general way from products to P^T, for units whose scores single keys or rules change: scores go to the order in which
+// rules are written (rows of queries, docs/semantics.md), and come back as words. It also moves the reference, to the true
+// maximum, for every unit that the fused way could not hold. Two transposes of 16 x 16 per tile: several times slower than
+// the fused way, on few of the units.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "kernel/rules.h"
+#include "kernel/tiles/products.h"
+#include "kernel/tiles/scores.h"
+
+namespace clary {
+
+template <class V, class S>
+class TileNatural {
+ public:
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  using I16 = typename V::I16;
+
+  TileNatural(const AttendArgs& args, const ItemState& state, const Rules<V, S>& rules, const TileScores<V, S>& scores)
+      : a_(args), s_(state), rules_(rules), scores_(scores) {}
+
+  // P of the unit. The accumulators of earlier products must lie in `o`, the unit's O^T.
+  void run(const TileUnit& u, bool with_mask, float* o) const {
+    for (int g = 0; g < 2; ++g) {
+      Unit rows;
+      rows.first_row = u.first_row + g * 16, rows.rows = kUnitRows, rows.block = u.block;
+      rows.real_rows = std::clamp(a_.count - rows.first_row, 0, kUnitRows);
+      rows.panel_begin = u.panel_begin, rows.panel_end = u.panel_end;
+      load_scores(u, g, rows);
+      rules_.apply(rows, with_mask);
+      move_reference(rows, g, o);
+      store_words(rows, g);
+    }
+  }
+
+ private:
+  // Octaves, in s_.s.
+  void load_scores(const TileUnit& u, int g, const Unit& rows) const {
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
+      scores_.raw_panel(u, g, panel);
+      for (int tile = 0; tile < 4; ++tile) {
+        const int key = panel * kPanelKeys + tile * 16;
+        I32 x[16];
+        for (int i = 0; i < 16; ++i) x[i] = V::load_i32(scores_.raw() + tile * kTileDwords + i * 16);
+        V::transpose16(x);
+        const F32 start = V::set(S::kIntegerQk ? kMagic : 0.0f);
+        for (int r = 0; r < 16; ++r) {
+          const F32 scale = V::set(s_.q_scale[rows.first_row + r] * scores_.key_scale(u, key));
+          const float* bias = s_.key_bias[rows.first_row + r] + u.block * kBlockKeys + key;
+          V::store(s_.s + r * kBlockKeys + key, V::mul_add(V::sub(V::as_f32(x[r]), start), scale, V::load(bias)));
+        }
+      }
+    }
+  }
+
+  float row_top(const Unit& rows, int r) const {
+    const float* s = s_.s + r * kBlockKeys;
+    F32 top = V::load(s + rows.panel_begin * kPanelKeys);
+    for (int i = rows.panel_begin * kPanelKeys; i < rows.panel_end * kPanelKeys; i += 16)
+      top = V::max(top, V::load(s + i));
+    return V::reduce_max(top);
+  }
+
+  // To whole octaves, so that words stay exact. Rows that have seen no key take their maximum; others follow it only when it
+  // has grown out of sight.
+  void move_reference(const Unit& rows, int g, float* o) const {
+    alignas(64) float moved[16];
+    bool any = false;
+    for (int r = 0; r < 16; ++r) {
+      float &m = s_.m[rows.first_row + r], &l = s_.l[rows.first_row + r];
+      const float top = std::nearbyint(row_top(rows, r));
+      const bool seen = top > -std::numeric_limits<float>::infinity() && top < std::numeric_limits<float>::infinity();
+      moved[r] = 0;
+      if (!seen || (l == 0 ? top == m : top <= m + kFarOctaves)) continue;
+      if (l != 0) moved[r] = m - top, any = true;
+      m = top;
+    }
+    if (!any) return;
+    const F32 alpha = V::exp2(V::load(moved));
+    float* l = s_.l + rows.first_row;
+    V::store(l, V::mul(V::load(l), alpha));
+    for (int tile = g; tile < a_.sizes->value_width / 8; tile += 2)
+      for (int i = 0; i < 16; ++i) {
+        float* row = o + tile * kTileDwords + i * 16;
+        V::store(row, V::mul(V::load(row), alpha));
+      }
+  }
+
+  void store_words(const Unit& rows, int g) const {
+    const F32 scale = V::set(kWordsPerOctave), lowest = V::set(kMagic), highest = V::set(kMagic + 32767);
+    for (int key = rows.panel_begin * kPanelKeys; key < rows.panel_end * kPanelKeys; key += 16) {
+      I32 x[16];
+      for (int r = 0; r < 16; ++r) {
+        const F32 s = V::sub(V::load(s_.s + r * kBlockKeys + key), V::set(s_.m[rows.first_row + r]));
+        const F32 word = V::mul_add(s, scale, V::set(kMagic + kWordOfOne));
+        x[r] = V::as_i32(V::min(V::max(word, lowest), highest));
+      }
+      V::transpose16(x);
+      auto* p = reinterpret_cast<int16_t*>(s_.p) + (g * kStepsPerBlock + key / 2) * 32;
+      for (int i = 0; i < 16; i += 2, p += 32) V::store_i16(p, V::bf16_of_words(V::join_words(x[i], x[i + 1])));
+    }
+  }
+
+  const AttendArgs& a_;
+  const ItemState& s_;
+  const Rules<V, S>& rules_;
+  const TileScores<V, S>& scores_;
+};
+
+}  // namespace clary

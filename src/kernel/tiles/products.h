@@ -1,0 +1,90 @@
+// O^T += V^T P^T of a unit, and the sums of P beside it. The accumulators are O itself, as f32 tiles: nothing on the vector
+// ports but the sums. A group's accumulators are stored when the next group needs their registers; the last ones stay in
+// tmm4..7 until the next products of any kind (see pending()).
+#pragma once
+
+#include "kernel/item.h"
+#include "kernel/tiles/layout.h"
+
+namespace clary {
+
+template <class V, class S>
+class TileProducts {
+ public:
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+
+  TileProducts(const AttendArgs& args, const ItemState& state)
+      : a_(args), s_(state), groups_(args.sizes->value_width / 32) {}
+
+  // O^T of a unit, [32 channels][channel tile][query tile][16 channels][16 queries].
+  float* o(int first_row) const { return s_.o + int64_t{first_row} * a_.sizes->value_width; }
+
+  void run(const TileUnit& u) {
+    F32 sums[2][2] = {{V::zero(), V::zero()}, {V::zero(), V::zero()}};
+    // Every row of P is summed once, beside the products of one, two or four groups.
+    const int share = groups_ >= 4 ? 4 : groups_ >= 2 ? 2 : 1;
+    for (int g = 0; g < groups_; ++g) {
+      if (g >= share) {
+        group<0>(u, g, sums);
+      } else {
+        share == 4 ? group<2>(u, g, sums) : share == 2 ? group<4>(u, g, sums) : group<8>(u, g, sums);
+      }
+    }
+    for (int g = 0; g < 2; ++g) {
+      float* l = s_.l + u.first_row + g * 16;
+      V::store(l, V::add(V::load(l), V::add(sums[g][0], sums[g][1])));
+    }
+  }
+
+  // Where tmm4..7 have to be stored, or `otherwise` if nothing waits; after this somebody else stores them.
+  float* take_pending(float* otherwise) {
+    float* const to = pending_ != nullptr ? pending_ : otherwise;
+    pending_ = nullptr;
+    return to;
+  }
+  void flush() {
+    if (pending_ == nullptr) return;
+    unroll<4>([&](auto j) { V::template tile_store<4 + j>(pending_ + j * kTileDwords, 64); });
+    pending_ = nullptr;
+  }
+
+ private:
+  // kSums: rows of P summed beside each product: of query tile 0 beside the first two, of 1 beside the others.
+  template <int kSums>
+  [[gnu::noinline]] void group(const TileUnit& u, int g, F32 (&sums)[2][2]) {
+    const std::byte* v =
+        a_.head->values + u.block * a_.sizes->value_block_bytes + int64_t{g} * (kBlockKeys / 32) * 2048;
+    float* o_tiles = o(u.first_row) + int64_t{g} * 4 * kTileDwords;
+    unroll<4>([&](auto j) __attribute__((always_inline)) {
+      if (pending_ != nullptr) V::template tile_store<4 + j>(pending_ + j * kTileDwords, 64);
+      V::template tile_load<4 + j>(o_tiles + j * kTileDwords, 64);
+    });
+    pending_ = o_tiles;
+    for (int step = u.panel_begin * 2; step < u.panel_end * 2; ++step) {
+      const uint32_t* p = reinterpret_cast<const uint32_t*>(s_.p) + step * kTileDwords;
+      unroll<4>([&](auto j) __attribute__((always_inline)) {
+        if constexpr (j == 0) V::template tile_load_once<2>(v + step * 2048, 64);
+        if constexpr (j == 2) V::template tile_load_once<3>(v + step * 2048 + 1024, 64);
+        if constexpr (j < 2) V::template tile_load<j>(p + j * kStepsPerBlock * 16, 64);
+        V::template tile_dot2<4 + j, 2 + j / 2, j % 2>();
+        const uint32_t* rows = p + (j / 2 * kStepsPerBlock + (2 * g + j % 2) * kSums) * 16;
+        unroll<kSums>([&](auto i) __attribute__((always_inline)) { add_row(rows + i * 16, sums[j / 2]); });
+      });
+    }
+  }
+
+  // 2 keys x 16 queries.
+  [[gnu::always_inline]] static void add_row(const uint32_t* row, F32 (&sums)[2]) {
+    const I32 pair = V::load_i32(row), high = V::set_i32(static_cast<int32_t>(0xffff0000u));
+    sums[0] = V::add(sums[0], V::as_f32(V::template shift_left<16>(pair)));
+    sums[1] = V::add(sums[1], V::as_f32(V::and_i32(pair, high)));
+  }
+
+  const AttendArgs& a_;
+  const ItemState& s_;
+  const int groups_;
+  float* pending_ = nullptr;
+};
+
+}  // namespace clary

@@ -1,0 +1,248 @@
+// S^T = K Q^T of a unit and, fused with it, P^T = 2^(S - reference) as bf16 in the layout of an operand.
+//
+//   tile product -> store (to `raw`, which stays in L1) -> one FMA: 128 (S - reference) + 127 * 128 in the low word -> words
+//   of two keys joined in a dword -> linear mantissa corrected by a table -> P; beside it the largest word per query
+//
+// A round is 32 keys x 32 queries: 4 accumulators. Its conversion runs beside the products of the next round, in pieces of 4
+// keys, and a tile is stored only when its register is needed again: a store that follows its product closely blocks the
+// matrix engine (30 cycles), four products later it costs nothing.
+// Per 256 scores: 16 (d = 64 INT8) to 64 cycles of products beside about 40 slots on each vector port.
+//
+// INT8 sums start at the bits of 1.5 * 2^23, so they *are* floats (kMagic + S) and need no conversion.
+#pragma once
+
+#include <algorithm>
+
+#include "kernel/item.h"
+#include "kernel/tiles/layout.h"
+
+namespace clary {
+
+template <class V, class S>
+class TileScores {
+ public:
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+  using I16 = typename V::I16;
+
+  TileScores(const AttendArgs& args, const ItemState& state)
+      : a_(args), s_(state), chunks_(args.sizes->key_steps / 16) {}
+
+  // P and the tops of the unit. kRanged: positions are compared and words clamped; otherwise every score must be visible and
+  // within 350 octaves below and 128 above the reference. `evict`: where the tiles left in tmm4..7 belong.
+  template <bool kRanged>
+  void run(const TileUnit& u, float* evict) {
+    if (chunks_ == 1) return rounds<4, kRanged>(u, evict);
+    chunks_ < 4 ? rounds<2, kRanged>(u, evict) : rounds<1, kRanged>(u, evict);
+  }
+
+  // Largest word of each query of tile g; words beyond 2^15 mean that the fast form does not hold.
+  I32 top(int g) const { return V::load_i32(top_ + g * 16); }
+
+  // Products of one panel with query tile g as they come, [4 key tiles][16 keys][16 queries].
+  void raw_panel(const TileUnit& u, int g, int panel) const {
+    const std::byte* k = keys(u, panel * 4);
+    unroll<4>([&](auto j) { start<4 + j>(); });
+    for (int c = 0; c < chunks_; ++c) {
+      V::template tile_load<0>(queries(u, g) + c * 16, s_.q_stride * 4);
+      unroll<4>([&](auto j) {
+        V::template tile_load<2>(k + (int64_t{j} * chunks_ + c) * 1024, 64);
+        multiply<4 + j, 2, 0>();
+      });
+    }
+    unroll<4>([&](auto j) { V::template tile_store<4 + j>(raw() + j * kTileDwords, 64); });
+  }
+
+  // Where tiles of scores pass from the matrix engine to the vector unit: four of them.
+  float* raw() const { return reinterpret_cast<float*>(s_.raw); }
+
+  // What the products of a key tile are multiplied by to give octaves, apart from the factor of the query.
+  float key_scale(const TileUnit& u, int key) const {
+    return S::kIntegerQk ? a_.head->key_scales[u.block * kBlockKeys + key] : 1.0f;
+  }
+
+ private:
+  // What converts products: per query tile, by lanes.
+  struct Lanes {
+    F32 query_scale[2], base[2];  // words per product, and kMagic + 127 * 128 - 128 * reference
+    F32 scale[2], offset[2];
+    I16 top[2];
+    F32 begin[2], end[2];  // kRanged: first visible key of the block, and the one after the last
+    const uint32_t* words[2];
+    const float* bias[2];
+  };
+
+  const std::byte* keys(const TileUnit& u, int key_tile) const {
+    return a_.head->keys + u.block * a_.sizes->key_block_bytes + int64_t{key_tile} * chunks_ * 1024;
+  }
+  const uint32_t* queries(const TileUnit& u, int g) const { return s_.q + (u.first_row + g * 16) * s_.q_stride; }
+
+  template <int T>
+  [[gnu::always_inline]] static void start() {
+    if constexpr (S::kIntegerQk) {
+      V::template tile_load<T>(kMagicRow.data(), 0);
+    } else {
+      V::template tile_zero<T>();
+    }
+  }
+  template <int C, int A, int B>
+  [[gnu::always_inline]] static void multiply() {
+    if constexpr (S::kIntegerQk) {
+      V::template tile_dot4_ss<C, A, B>();
+    } else {
+      V::template tile_dot2<C, A, B>();
+    }
+  }
+
+  // kPieces: pieces of the conversion per product, so that 16 of them are spread over the products of the round.
+  template <int kPieces, bool kRanged>
+  [[gnu::noinline]] void rounds(const TileUnit& u, float* evict) {
+    Lanes lanes;
+    prepare<kRanged>(u, lanes);
+    const int begin = u.panel_begin * 4, end = u.panel_end * 4;
+    products<kPieces>(u, begin, evict, NoPieces());
+    for (int tile = begin + 2; tile < end; tile += 2) {
+      set_scales(u, lanes, (tile - 2) * 16);
+      products<kPieces>(
+          u, tile, raw(), [&](auto j, auto quarter) __attribute__((always_inline)) {
+            piece<kRanged>(lanes, j, (tile - 2) * 16, quarter);
+          });
+    }
+    set_scales(u, lanes, (end - 2) * 16);
+    unroll<4>([&](auto j)
+                  __attribute__((always_inline)) { V::template tile_store<4 + j>(raw() + j * kTileDwords, 64); });
+    unroll<4>([&](auto j) __attribute__((always_inline)) {
+      unroll<4>([&](auto q) __attribute__((always_inline)) { piece<kRanged>(lanes, j, (end - 2) * 16, q); });
+    });
+    for (int g = 0; g < 2; ++g) {
+      const I32 words = V::as_words(lanes.top[g]);
+      V::store_i32(top_ + g * 16,
+                   V::max_i32(V::and_i32(words, V::set_i32(0xffff)), V::template shift_right<16>(words)));
+    }
+  }
+
+  struct NoPieces {};
+
+  // Products of two key tiles; what the registers held goes `to` its place. piece(tile of the round before, quarter of it)
+  // runs beside them, behind its tile's store.
+  template <int kPieces, class Piece>
+  [[gnu::always_inline]] void products(const TileUnit& u, int key_tile, float* to, Piece&& piece) const {
+    const std::byte* k = keys(u, key_tile);
+    constexpr bool kConverts = !std::is_same_v<std::remove_cvref_t<Piece>, NoPieces>;
+    constexpr int kBusy = 4 / kPieces;  // chunks whose products have pieces beside them
+    unroll<kBusy>([&](auto c) __attribute__((always_inline)) {
+      if (c < chunks_)
+        unroll<4>([&](auto j) __attribute__((always_inline)) {
+          step<c == 0, j>(u, k, c, to);
+          constexpr int kGroup = 4 * c + j - 1;
+          if constexpr (kConverts && kGroup >= 0) pieces<kPieces, kGroup>(piece);
+        });
+    });
+    for (int c = kBusy; c < chunks_; ++c)
+      unroll<4>([&](auto j) __attribute__((always_inline)) { step<false, j>(u, k, c, to); });
+    if constexpr (kConverts) pieces<kPieces, 4 * kBusy - 1>(piece);
+  }
+
+  template <int kPieces, int kGroup, class Piece>
+  [[gnu::always_inline]] static void pieces(Piece&& piece) {
+    unroll<kPieces>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kIndex = kGroup * kPieces + i;
+      piece(std::integral_constant<int, kIndex / 4>(), std::integral_constant<int, kIndex % 4>());
+    });
+  }
+
+  // Accumulator j = key tile j / 2 x query tile j % 2.
+  template <bool kFirst, int j>
+  [[gnu::always_inline]] void step(const TileUnit& u, const std::byte* k, int chunk, float* to) const {
+    if constexpr (kFirst) {
+      V::template tile_store<4 + j>(to + j * kTileDwords, 64);
+      start<4 + j>();
+    }
+    if constexpr (j == 0) V::template tile_load_once<2>(k + chunk * 1024, 64);
+    if constexpr (j == 2) V::template tile_load_once<3>(k + (chunks_ + chunk) * 1024, 64);
+    if constexpr (j < 2) V::template tile_load<j>(queries(u, j) + chunk * 16, s_.q_stride * 4);
+    multiply<4 + j, 2 + j / 2, j % 2>();
+  }
+
+  template <bool kRanged>
+  void prepare(const TileUnit& u, Lanes& lanes) const {
+    for (int g = 0; g < 2; ++g) {
+      const int row = u.first_row + g * 16;
+      lanes.query_scale[g] = V::mul(V::load(s_.q_scale + row), V::set(kWordsPerOctave));
+      lanes.base[g] = V::mul_add(V::load(s_.m + row), V::set(-kWordsPerOctave), V::set(kMagic + kWordOfOne));
+      lanes.scale[g] = lanes.query_scale[g], lanes.offset[g] = lanes.base[g];
+      lanes.top[g] = V::set_i16(0);
+      lanes.bias[g] = s_.key_bias[row] + u.block * kBlockKeys;
+      if constexpr (S::kIntegerQk) lanes.words[g] = a_.head->bias_words + (lanes.bias[g] - a_.head->key_bias) / 2;
+      if constexpr (kRanged) {
+        alignas(64) float begin[16], end[16];
+        const int64_t first = u.block * kBlockKeys;
+        for (int i = 0; i < 16; ++i) {
+          begin[i] = static_cast<float>(std::clamp<int64_t>(s_.range[row + i].begin - first, 0, kBlockKeys));
+          end[i] = static_cast<float>(std::clamp<int64_t>(s_.range[row + i].end - first, 0, kBlockKeys));
+        }
+        lanes.begin[g] = V::load(begin), lanes.end[g] = V::load(end);
+      }
+    }
+  }
+
+  // For the 32 keys from `key` on. The scale is made a multiple of 2^-22, so that kMagic times it is exact.
+  [[gnu::always_inline]] void set_scales(const TileUnit& u, Lanes& lanes, int key) const {
+    if constexpr (S::kIntegerQk) {
+      const F32 key_scales = V::set(key_scale(u, key)), two = V::set(2);
+      unroll<2>([&](auto g) __attribute__((always_inline)) {
+        lanes.scale[g] = V::sub(V::mul_add(lanes.query_scale[g], key_scales, two), two);
+        lanes.offset[g] = V::mul_add(V::set(-kMagic), lanes.scale[g], lanes.base[g]);
+      });
+    }
+  }
+
+  template <bool kRanged>
+  [[gnu::always_inline]] void piece(Lanes& lanes, int j, int round_key, int quarter) const {
+    if constexpr (V::kVectorsAreLoops) {
+      convert_apart<kRanged>(lanes, j, round_key, quarter);
+    } else {
+      convert<kRanged>(lanes, j, round_key, quarter);
+    }
+  }
+  // Unrolled sixteen times, loops over lanes take minutes to compile.
+  template <bool kRanged>
+  [[gnu::noinline]] void convert_apart(Lanes& lanes, int j, int round_key, int quarter) const {
+    convert<kRanged>(lanes, j, round_key, quarter);
+  }
+
+  // 4 keys x 16 queries of tile j of the round at `round_key`.
+  template <bool kRanged>
+  [[gnu::always_inline]] void convert(Lanes& lanes, int j, int round_key, int quarter) const {
+    const int g = j % 2, first = round_key + j / 2 * 16 + quarter * 4;
+    const float* s = raw() + j * kTileDwords + quarter * 64;
+    auto* p = reinterpret_cast<int16_t*>(s_.p) + (g * kStepsPerBlock + first / 2) * 32;
+    unroll<2>([&](auto half) __attribute__((always_inline)) {
+      F32 a = V::mul_add(V::load(s + half * 32), lanes.scale[g], lanes.offset[g]);
+      F32 b = V::mul_add(V::load(s + half * 32 + 16), lanes.scale[g], lanes.offset[g]);
+      if constexpr (kRanged)
+        a = in_range(lanes, g, a, first + 2 * half), b = in_range(lanes, g, b, first + 2 * half + 1);
+      I16 words = V::join_words(V::as_i32(a), V::as_i32(b));
+      if constexpr (S::kIntegerQk && !kRanged)
+        words = V::add_i16(words, V::as_i16(V::set_i32(static_cast<int32_t>(lanes.words[g][first / 2 + half]))));
+      lanes.top[g] = V::max_u16(lanes.top[g], words);
+      V::store_i16(p + half * 32, V::bf16_of_words(words));
+    });
+  }
+
+  // One key: bias, visibility, and the word held within 0 and 32767. Hidden scores become 0, the word of P = 0.
+  [[gnu::always_inline]] static F32 in_range(const Lanes& lanes, int g, F32 x, int key) {
+    const F32 at = V::set(static_cast<float>(key)), none = V::set(kMagic);
+    x = V::mul_add(V::set(lanes.bias[g][key]), V::set(kWordsPerOctave), x);
+    x = V::select_less(at, lanes.end[g], x, none);
+    x = V::select_less(at, lanes.begin[g], none, x);
+    return V::min(V::max(x, none), V::set(kMagic + 32767));
+  }
+
+  const AttendArgs& a_;
+  const ItemState& s_;
+  const int chunks_;
+  alignas(64) int32_t top_[32];
+};
+
+}  // namespace clary
