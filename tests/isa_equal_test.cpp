@@ -1,6 +1,6 @@
 // Every instruction set computes what the scalar set computes, bit for bit: lane order and rounding are part of the
-// kernels' specification. Where a native bf16 dot product rounds differently, the bound is stated. The matrix engine has
-// kernels of its own but for `exact`; their specification is the emulated engine.
+// kernels' specification. Where a native bf16 dot product rounds differently, the bound is stated. The matrix engine
+// has kernels of its own but for `exact`; their specification is the emulated engine.
 #include <gtest/gtest.h>
 
 #include <algorithm>

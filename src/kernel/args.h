@@ -18,8 +18,9 @@ inline constexpr int kPanelKeys = 64;
 inline constexpr int kPanels = kBlockKeys / kPanelKeys;
 // Rows that go through scores, softmax and products together.
 inline constexpr int kUnitRows = 16;
-// Rows of a work item at most: K and V of a block (64 KB at head dim 128) are used 8 times from L2. On the matrix engine,
-// which takes a fifth of the time for them, K and V come from L3 once for 512 rows: a tenth of the time of the products.
+// Rows of a work item at most: K and V of a block (64 KB at head dim 128) are used 8 times from L2. On the matrix
+// engine, which takes a fifth of the time for them, K and V come from L3 once for 512 rows: a tenth of the time of the
+// products.
 inline constexpr int kItemRows = 128, kTileItemRows = 512, kMostItemRows = kTileItemRows;
 // Rows per key-value head up to which exact attention reads K and V directly: one unit.
 inline constexpr int kDirectRows = kUnitRows;

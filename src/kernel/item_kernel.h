@@ -86,8 +86,8 @@ class ItemKernel {
     return plain ? Tile::full : Tile::unmasked_partial;
   }
 
-  // A folded mask may hide all keys of some panels, which only the general form can stand. On tiles the fused form knows no
-  // hidden key at all, padding included.
+  // A folded mask may hide all keys of some panels, which only the general form can stand. On tiles the fused form
+  // knows no hidden key at all, padding included.
   bool is_whole(const Unit& u, int least_live) const {
     const int64_t end = u.block * kBlockKeys + u.panel_end * kPanelKeys;
     if (kUsesTiles<V, S> && end > a_.sequence.len_k) return false;

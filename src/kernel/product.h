@@ -33,8 +33,8 @@ struct Product {
   // Rows of one call.
   static constexpr int kRows = V::kTileRows;
 
-  // kRows rows x N vectors; then emit(row, acc[N]) per row. `hook` is other work, called kHooks times with its turn, each time a quarter of the steps is done: it fills the ports that products
-  // leave idle.
+  // kRows rows x N vectors; then emit(row, acc[N]) per row. `hook` is other work, called kHooks times with its turn,
+  // each time a quarter of the steps is done: it fills the ports that products leave idle.
   template <int N, class Emit, class Hook = NoHook>
   [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, Emit&& emit,
                                          Hook&& hook = {}) {

@@ -31,7 +31,8 @@ struct Plan {
   const char* reason = "";  // why it starts there
   double budget = 0;        // of the guard; 0 = no guard
 
-  // Cut of the rows: a tile is item_heads query heads (of one group) x item_queries queries, at most kernels->item_rows rows.
+  // Cut of the rows: a tile is item_heads query heads (of one group) x item_queries queries, at most kernels->item_rows
+  // rows.
   int64_t item_heads = 1, item_queries = kItemRows;
   int64_t part_blocks = 0;  // blocks per part of the keys; 0 = keys are not cut
   int64_t blocks = 0, tiles = 0, items = 0, most_parts = 1;

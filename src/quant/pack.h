@@ -183,7 +183,8 @@ class Packer {
     }
   }
 
-  // The key minus the mean of the keys; adds scale * (mean of the queries) . key to the bias. Returns the Euclidean norm.
+  // The key minus the mean of the keys; adds scale * (mean of the queries) . key to the bias. Returns the Euclidean
+  // norm.
   float smooth_key(float* key, int position, int width) {
     F32 squares = V::zero();
     for (int c = 0; c < width; c += 16) {
@@ -237,7 +238,8 @@ class Packer {
     }
   }
 
-  // Code c = round(key[c] * inverse_step). As bytes + 128, the unsigned operand of its product; tiles multiply signed ones.
+  // Code c = round(key[c] * inverse_step). As bytes + 128, the unsigned operand of its product; tiles multiply signed
+  // ones.
   void write_codes(const float* key, int width, float inverse_step, uint32_t* image) {
     for (int c = 0; c < width; c += 16) {
       const I32 code = V::to_i32(V::mul(V::load(key + c), V::set(inverse_step)));

@@ -1,5 +1,5 @@
-// AMX (tiles, 8-bit integers, bf16) over AVX-512 with VBMI: eight tile registers of 16 rows x 64 bytes. Meanings of the tile
-// operations: amx_emulated.h.
+// AMX (tiles, 8-bit integers, bf16) over AVX-512 with VBMI: eight tile registers of 16 rows x 64 bytes. Meanings of the
+// tile operations: amx_emulated.h.
 //
 // Inline assembly, because g++ 12's intrinsics tell the compiler too little: _tile_loadconfig declares 8 of the 64
 // bytes that it reads, and _tile_loadd does not say that it reads memory.

@@ -37,8 +37,8 @@ constexpr Exp2Table make_exp2_table() {
 
 inline constexpr Exp2Table kExp2Table = make_exp2_table();
 
-// What a linear mantissa exceeds that of 2^x by, in 1/128, for two neighbours each: entry i = round(l - 128 (2^(l/128) - 1))
-// at l = 2 i + 1/2, between the two.
+// By how much a linear mantissa exceeds that of 2^x, in 1/128, for two neighbours each: entry i is
+// l - 128 (2^(l/128) - 1), rounded, at l = 2 i + 1/2, between the two.
 struct MantissaTable {
   alignas(64) std::array<uint8_t, 64> v;
 };

@@ -6,8 +6,8 @@
 //         S^T and P^T (fused, ranged, or the natural way) -> O^T += V^T P^T
 //   transpose O, finish rows
 //
-// The reference of a row's exponentials is lazy: it moves only when a maximum has grown by 30 octaves. Until then no product
-// is rescaled; P is bf16 with all its exponents, so its relative error does not suffer.
+// The reference of a row's exponentials is lazy: it moves only when a maximum has grown by 30 octaves. Until then no
+// product is rescaled; P is bf16 with all its exponents, so its relative error does not suffer.
 #pragma once
 
 #include "kernel/item_kernel.h"

@@ -1,14 +1,14 @@
 // Layouts of the matrix engine: tiles of 16 rows x 16 dwords (1 KB), lanes are queries.
 //
-//   S^T = K Q^T         A = K   16 keys x 16 steps, rows as they are          [key tile][chunk][16 keys][16 steps]
-//                       B = Q   16 steps x 16 queries, transposed once         [query tile][chunk], in place of the rows
-//   O^T += V^T P^T      A = V^T 16 channels x 16 steps of 2 keys               [32 channels][32 keys][2][16 ch][16 steps]
-//                       B = P^T 16 steps of 2 keys x 16 queries                [query tile][128 steps][16 queries]
-//                       C = O^T 16 channels x 16 queries, f32                  [32 channels][channel tile][query tile]
+//   S^T = K Q^T      A = K    16 keys x 16 steps, rows as they are  [key tile][chunk][16 keys][16 steps]
+//                    B = Q    16 steps x 16 queries, transposed     [query tile][chunk], where the rows were
+//   O^T += V^T P^T   A = V^T  16 channels x 16 steps of 2 keys      [32 channels][32 keys][2][16 channels][16 steps]
+//                    B = P^T  16 steps of 2 keys x 16 queries       [query tile][128 steps][16 queries]
+//                    C = O^T  16 channels x 16 queries, f32         [32 channels][channel tile][query tile]
 //
-// A chunk is 16 steps of 4 bytes: 64 INT8 or 32 bf16 channels. Transposed scores make every factor of a query a vector and
-// its maximum a vertical one, K needs no packing, and P is born in the layout of an operand: nothing is shuffled between
-// lanes but the halves of a dword.
+// A chunk is 16 steps of 4 bytes: 64 INT8 or 32 bf16 channels. Transposed scores make every factor of a query a vector
+// and its maximum a vertical one, K needs no packing, and P is born in the layout of an operand: nothing is shuffled
+// between lanes but the halves of a dword.
 //
 //   unit  = 32 queries (2 query tiles) x 256 keys
 //   tmm   = 4..7 accumulators (2 x 2), 0 and 1 B, 2 and 3 A: 4 tile loads feed 4 products
@@ -46,8 +46,8 @@ inline constexpr std::array<uint32_t, 16> make_magic_row() {
 }
 alignas(64) inline constexpr std::array<uint32_t, 16> kMagicRow = make_magic_row();
 
-// How far a maximum may lie above the reference, in octaves, and a first one below: P up to 2^30 and its sums stay far inside
-// f32, and 97 octaves below the maximum are left.
+// How far a maximum may lie above the reference, in octaves, and a first one below: P up to 2^30 and its sums stay far
+// inside f32, and 97 octaves below the maximum are left.
 inline constexpr int kFarOctaves = 30;
 
 struct TileUnit {

@@ -1,7 +1,7 @@
-// The general way from products to P^T, for units whose scores single keys or rules change: scores go to the order in which
-// rules are written (rows of queries, docs/semantics.md), and come back as words. It also moves the reference, to the true
-// maximum, for every unit that the fused way could not hold. Two transposes of 16 x 16 per tile: several times slower than
-// the fused way, on few of the units.
+// The general way from products to P^T, for units whose scores single keys or rules change: scores go to the order in
+// which rules are written (rows of queries, docs/semantics.md), and come back as words. It also moves the reference, to
+// the true maximum, for every unit that the fused way could not hold. Two transposes of 16 x 16 per tile: several times
+// slower than the fused way, on few of the units.
 #pragma once
 
 #include <cmath>
@@ -65,8 +65,8 @@ class TileNatural {
     return V::reduce_max(top);
   }
 
-  // To whole octaves, so that words stay exact. Rows that have seen no key take their maximum; others follow it only when it
-  // has grown out of sight.
+  // To whole octaves, so that words stay exact. Rows that have seen no key take their maximum; others follow it only
+  // when it has grown out of sight.
   void move_reference(const Unit& rows, int g, float* o) const {
     alignas(64) float moved[16];
     bool any = false;

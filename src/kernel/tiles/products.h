@@ -1,6 +1,6 @@
-// O^T += V^T P^T of a unit, and the sums of P beside it. The accumulators are O itself, as f32 tiles: nothing on the vector
-// ports but the sums. A group's accumulators are stored when the next group needs their registers; the last ones stay in
-// tmm4..7 until the next products of any kind (see pending()).
+// O^T += V^T P^T of a unit, and the sums of P beside it. The accumulators are O itself, as f32 tiles: nothing on the
+// vector ports but the sums. A group's accumulators are stored when the next group needs their registers; the last ones
+// stay in tmm4..7 until the next products of any kind (see pending()).
 #pragma once
 
 #include "kernel/item.h"

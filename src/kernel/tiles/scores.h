@@ -1,11 +1,12 @@
 // S^T = K Q^T of a unit and, fused with it, P^T = 2^(S - reference) as bf16 in the layout of an operand.
 //
-//   tile product -> store (to `raw`, which stays in L1) -> one FMA: 128 (S - reference) + 127 * 128 in the low word -> words
-//   of two keys joined in a dword -> linear mantissa corrected by a table -> P; beside it the largest word per query
+//   tile product -> store (to `raw`, which stays in L1) -> one FMA: 128 (S - reference) + 127 * 128 in the low word ->
+//   words of two keys joined in a dword -> linear mantissa corrected by a table -> P; beside it the largest word per
+//   query
 //
-// A round is 32 keys x 32 queries: 4 accumulators. Its conversion runs beside the products of the next round, in pieces of 4
-// keys, and a tile is stored only when its register is needed again: a store that follows its product closely blocks the
-// matrix engine (30 cycles), four products later it costs nothing.
+// A round is 32 keys x 32 queries: 4 accumulators. Its conversion runs beside the products of the next round, in pieces
+// of 4 keys, and a tile is stored only when its register is needed again: a store that follows its product closely
+// blocks the matrix engine (30 cycles), four products later it costs nothing.
 // Per 256 scores: 16 (d = 64 INT8) to 64 cycles of products beside about 40 slots on each vector port.
 //
 // INT8 sums start at the bits of 1.5 * 2^23, so they *are* floats (kMagic + S) and need no conversion.
@@ -28,8 +29,8 @@ class TileScores {
   TileScores(const AttendArgs& args, const ItemState& state)
       : a_(args), s_(state), chunks_(args.sizes->key_steps / 16) {}
 
-  // P and the tops of the unit. kRanged: positions are compared and words clamped; otherwise every score must be visible and
-  // within 350 octaves below and 128 above the reference. `evict`: where the tiles left in tmm4..7 belong.
+  // P and the tops of the unit. kRanged: positions are compared and words clamped; otherwise every score must be
+  // visible and within 350 octaves below and 128 above the reference. `evict`: where the tiles left in tmm4..7 belong.
   template <bool kRanged>
   void run(const TileUnit& u, float* evict) {
     if (chunks_ == 1) return rounds<4, kRanged>(u, evict);
@@ -123,8 +124,8 @@ class TileScores {
 
   struct NoPieces {};
 
-  // Products of two key tiles; what the registers held goes `to` its place. piece(tile of the round before, quarter of it)
-  // runs beside them, behind its tile's store.
+  // Products of two key tiles; what the registers held goes `to` its place. piece(tile of the round before, quarter of
+  // it) runs beside them, behind its tile's store.
   template <int kPieces, class Piece>
   [[gnu::always_inline]] void products(const TileUnit& u, int key_tile, float* to, Piece&& piece) const {
     const std::byte* k = keys(u, key_tile);
