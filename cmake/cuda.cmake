@@ -54,11 +54,14 @@ endfunction()
 clary_cuda_launch(sm80 sm_80 sm_86)
 clary_cuda_launch(sm89 sm_89)
 clary_cuda_launch(sm90 sm_90a)
-# PTX of 8.9 has all that these kernels use, and serves what lies between and what comes later. The family sm_100f is
-# known from 12.9 on.
+# The family sm_100f is known from 12.9 on, sm_120 from 12.8 on. PTX of 8.9 has all that the kernels of sm_120 use, and
+# serves what lies between and what comes later.
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.9)
-  clary_cuda_launch(sm120 sm_100f sm_120 compute_89)
-elseif(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  clary_cuda_launch(sm100 sm_100f)
+else()
+  clary_cuda_launch(sm100 compute_80)
+endif()
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   clary_cuda_launch(sm120 sm_120 compute_89)
 else()
   clary_cuda_launch(sm120 compute_89)
