@@ -1,8 +1,8 @@
-// P in e4m3 from integer scores, partly without the special function unit: an SM makes 16 exponentials per clock, and at
-// head dim 64 that is half of what its tensor cores ask for.
+// P in e4m3 from integer scores, partly without the special function unit: an SM makes 16 exponentials per clock, and
+// at head dim 64 that is half of what its tensor cores ask for.
 //
 // Two numbers at a time, in f16. The bits of an f16 number, read as an integer, are 1024 (15 + log2 x) but for the
-// mantissa, which is taken as linear: up to 6 % too large. The mean of that for y and for y + 1/2, divided by sqrt 2, is
+// mantissa, taken as linear: up to 6 % too large. The mean of that for y and for y + 1/2, divided by sqrt 2, is
 // within 0.8 % of a multiple of 2^y (0.45 % rms; e4m3 itself rounds by 2.6 % rms):
 //
 //     u = 1024 (15 + y)      2^y = f16(u) + f16(u + 512) / sqrt 2
