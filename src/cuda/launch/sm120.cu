@@ -8,9 +8,9 @@
 // budget: mma f16 f16 64 | registers 255 | spills 0 | loop 790
 // budget: mma f16 f16 128 | registers 255 | spills 15 | loop 1210
 // budget: mma f16 f16 256 | registers 255 | spills 0 | loop 670
-// budget: mma s8 e4m3 64 | registers 255 | spills 0 | loop 960
-// budget: mma s8 e4m3 128 | registers 255 | spills 24 | loop 1410
-// budget: mma s8 e4m3 256 | registers 255 | spills 16 | loop 1360
+// budget: mma s8 e4m3 64 | registers 255 | spills 0 | loop 760
+// budget: mma s8 e4m3 128 | registers 255 | spills 24 | loop 1040
+// budget: mma s8 e4m3 256 | registers 255 | spills 16 | loop 830
 // budget: mma s8 f16 64 | registers 255 | spills 0 | loop 830
 // budget: mma s8 f16 128 | registers 255 | spills 44 | loop 1210
 // budget: mma s8 f16 256 | registers 255 | spills 7 | loop 650
