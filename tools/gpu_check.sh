@@ -8,7 +8,7 @@
 #   PROGRAM=path tools/gpu_check.sh   with a clary_gpu_check that was built elsewhere
 #   RESULTS=folder tools/gpu_check.sh   where the times go; default bench/results/gpu
 #
-# Exits 0 when everything has passed, 1 when something is wrong, 3 where there is no GPU, 4 when time ran out.
+# Exits 0 when everything has passed (what is not installed, compute-sanitizer or PyTorch, is named as skipped), 1 when something is wrong, 3 where there is no GPU, 4 when time ran out.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 marks=build/gpu_check
@@ -18,6 +18,13 @@ begin_s=$SECONDS
 [ "${1:-}" = --again ] && rm -rf "$marks"
 mkdir -p "$marks"
 wrong=0
+table=
+note() { table+=$(printf '%-12s %s' "$1" "$2")$'\n'; }
+# However it ends: which steps passed, which did not, which were not reached.
+finish() {
+  [ -z "$table" ] || printf '\nstep         result\n%s%s steps wrong, %s s\n' "$table" "$wrong" "$((SECONDS - begin_s))"
+}
+trap finish EXIT
 
 left_s() { echo $((limit_s - (SECONDS - begin_s))); }
 
@@ -26,11 +33,11 @@ step() {
   local name=$1 most=$2 status
   shift 2
   if [ -e "$marks/$name.passed" ]; then
-    echo "== $name: passed before"
+    note "$name" "passed before"
     return 0
   fi
   if [ "$(left_s)" -lt 10 ]; then
-    echo "time is up before step $name; run this again"
+    note "$name" "not reached: time is up, run this again"
     exit 4
   fi
   [ "$most" -lt "$(left_s)" ] || most=$(left_s)
@@ -40,11 +47,12 @@ step() {
   tail -n "${TAIL:-8}" "$marks/$name.log"
   if [ "$status" = 0 ]; then
     touch "$marks/$name.passed"
+    note "$name" passed
   elif [ "$status" = 124 ] && [ "$(left_s)" -lt 10 ]; then
-    echo "time is up in step $name; run this again"
+    note "$name" "not done: time is up, run this again"
     exit 4
   else
-    echo "$name: WRONG, status $status (log: $marks/$name.log)"
+    note "$name" "WRONG, status $status (log: $marks/$name.log)"
     wrong=$((wrong + 1))
   fi
   return "$status"
@@ -61,6 +69,7 @@ build() {
 }
 if [ -n "${PROGRAM:-}" ]; then
   program=$PROGRAM
+  [ -x "$program" ] || { echo "PROGRAM: $program is no program"; exit 1; }
 else
   step build 560 build || exit 1
   program=build/release/tests/cuda/clary_gpu_check
@@ -101,9 +110,11 @@ if [ "$wrong" = 0 ]; then
   if python3 -c 'import torch' 2>/dev/null; then
     TAIL=60 step torch 100 python3 tools/gpu_torch.py "$results/torch.json"
   else
-    echo "no PyTorch: no peers were timed"
+    note torch "skipped: no PyTorch, no peers were timed"
   fi
   echo "results: $results"
+else
+  note bench "skipped: something is wrong"
 fi
 # Small problems: the sanitizers slow kernels down a hundredfold.
 small=$marks/small.txt
@@ -120,9 +131,6 @@ if command -v compute-sanitizer >/dev/null; then
     step "$tool" 100 compute-sanitizer --tool "$tool" --error-exitcode 9 "$program" lines "$small"
   done
 else
-  echo "compute-sanitizer is not installed: memory and races were NOT checked"
-  wrong=$((wrong + 1))
+  for tool in memcheck racecheck initcheck; do note "$tool" "skipped: compute-sanitizer is not installed"; done
 fi
-
-echo "$wrong steps wrong, $((SECONDS - begin_s)) s"
 [ "$wrong" = 0 ]

@@ -92,6 +92,34 @@ TEST(CudaAttention, LargeLogits) {
     }
 }
 
+// From scores that hardly differ to those of which only one counts: integer exponentials resolve less the wider their
+// range is, and must stay below the rounding of Q and K.
+TEST(CudaAttention, ScoresOfEveryWidth) {
+  for (const char* scale : {"0.001", "0.125", "1", "8", "200", "12000", "-12000"})
+    EXPECT_TRUE(emulated_runs_right("sm90", parse(std::string("hq1 hkv1 lq70 lk300 d64 bf16 int8 scale") + scale)));
+}
+
+// Odd strides leave rows at addresses that are multiples of two bytes alone: narrower loads and stores serve them.
+TEST(CudaAttention, UnalignedRows) {
+  for (const char* arch : kArchs)
+    for (const char* precision : {"bf16 int8", "f16 exact", "bf16 int4"}) {
+      const Problem p = parse(std::string("hq2 hkv1 lq70 lk130 d40 ") + precision);
+      Tensors tensors = make_tensors(p);
+      for (support::Tensor* tensor : {&tensors.q, &tensors.k, &tensors.v, &tensors.out}) {
+        const int64_t* const shape = tensor->view()->shape;
+        const int64_t heads = shape[1], rows = shape[2], dim = shape[3];
+        support::Tensor odd(p.dtype == DType::f16 ? "f16" : "bf16", {1, heads, rows, dim},
+                            {heads * rows * (dim + 3), rows * (dim + 3), dim + 3, 1});
+        for (int64_t h = 0; h < heads; ++h)
+          for (int64_t i = 0; i < rows; ++i)
+            for (int64_t d = 0; d < dim; ++d) odd.set(0, h, i, d, tensor->at(0, h, i, d));
+        *tensor = std::move(odd);
+      }
+      ASSERT_EQ(run_emulated(arch, p, tensors), CLARY_OK) << clary_last_error();
+      EXPECT_TRUE(emulated_agrees(arch, p, tensors));
+    }
+}
+
 // Constant and empty channels of V come back as they are.
 TEST(CudaAttention, ConstantChannels) {
   for (const char* arch : kArchs)
@@ -170,6 +198,33 @@ TEST(CudaPlan, SaysWhatIsNotServed) {
   EXPECT_NE(refusal("hq1 hkv1 lq4 lk4 d64 dv300 f16 exact").find("v: 300"), std::string::npos);
   EXPECT_NE(refusal("hq1 hkv1 lq4 lk4 d64 f32 exact").find("precision"), std::string::npos);
   EXPECT_NE(refusal("hq1 hkv1 lq4 lk4 d64 f16 int8 guard0.02").find("guard"), std::string::npos);
+}
+
+TEST(CudaPlan, SaysWhatIsWrongWithAWorkspace) {
+  alignas(64) static char memory[128];
+  Device device{};
+  const auto refusal = [&](void* workspace, size_t bytes) {
+    device.workspace = workspace, device.workspace_bytes = bytes;
+    const clary_status status = cuda::check_workspace(device, 64);
+    return status == CLARY_OK ? std::string() : std::string(clary_last_error());
+  };
+  EXPECT_EQ(refusal(memory, 64), "");
+  EXPECT_NE(refusal(memory, 63).find("workspace: has 63 bytes, needs 64"), std::string::npos);
+  EXPECT_NE(refusal(nullptr, 64).find("workspace: has 0 bytes"), std::string::npos);
+  EXPECT_NE(refusal(memory + 32, 64).find("not aligned to 64 bytes"), std::string::npos);
+}
+
+TEST(CudaInterface, RefusesStridesThatOverflow) {
+  const Problem p = parse("hq2 hkv1 lq4 lk4 d64 f16 int8");
+  Tensors tensors = make_tensors(p);
+  clary_tensor views[4] = {*tensors.q.view(), *tensors.k.view(), *tensors.v.view(), *tensors.out.view()};
+  for (clary_tensor& view : views) view.device_type = 2;
+  const int64_t strides[4] = {0, int64_t{1} << 61, 64, 1};
+  views[0].strides = strides;
+  const clary_attention_params params = make_params(p, tensors);
+  EXPECT_EQ(clary_attention(&views[0], &views[1], &views[2], &views[3], nullptr, &params, nullptr),
+            CLARY_INVALID_ARGUMENT);
+  EXPECT_NE(std::string(clary_last_error()).find("q: strides[1]"), std::string::npos) << clary_last_error();
 }
 
 // Without a driver, or with one and host memory: an error that says so, never a fault.

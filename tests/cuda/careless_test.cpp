@@ -35,7 +35,7 @@ bool runs_right() {
 }
 
 using Mma = cuda::Mma<cuda::Element::s8, cuda::Element::e4m3, 64>;
-using Wgmma = cuda::WgmmaConfig<cuda::Element::s8, cuda::Element::e4m3, 64, 128, 6>;
+using Wgmma = cuda::WgmmaConfig<cuda::Element::s8, cuda::Element::e4m3, 64, 128, 6, 4>;
 
 TEST(CudaCareless, ForgottenWaitsAreSeen) {
   EXPECT_TRUE((runs_right<Machine, Mma>()));

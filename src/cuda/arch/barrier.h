@@ -15,6 +15,10 @@ struct BarrierOps {
   static __device__ __forceinline__ void barrier_init_done() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
+  // Makes this thread's writes to shared memory visible to wgmma.
+  static __device__ __forceinline__ void shared_writes_done() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
   static __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
   }

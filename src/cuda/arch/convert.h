@@ -56,6 +56,32 @@ struct ConvertOps {
         : "f"(a), "f"(b), "f"(c), "f"(d));
     return r;
   }
+  // The same of two pairs of f16.
+  static __device__ __forceinline__ uint32_t e4m3x4_of_f16(uint32_t ab, uint32_t cd) {
+    uint32_t r;
+    asm("{\n.reg .b16 l, h;\ncvt.rn.satfinite.e4m3x2.f16x2 l, %1;\ncvt.rn.satfinite.e4m3x2.f16x2 h, %2;\n"
+        "mov.b32 %0, {l, h};\n}\n"
+        : "=r"(r)
+        : "r"(ab), "r"(cd));
+    return r;
+  }
+
+  // The high word of a b + c.
+  static __device__ __forceinline__ int multiply_high(int a, int b, int64_t c) {
+    return static_cast<int>((static_cast<int64_t>(a) * b + c) >> 32);
+  }
+  // Saturated to 0 .. 65535; the lower half holds `a`.
+  static __device__ __forceinline__ uint32_t pack_u16(int a, int b) {
+    uint32_t r;
+    asm("cvt.pack.sat.u16.s32 %0, %2, %1;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+  }
+  // a b + c of pairs of f16.
+  static __device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+  }
 };
 
 }  // namespace clary::cuda

@@ -19,6 +19,8 @@ struct WarpOps {
   }
   // Whether all lanes say so. The result is provably uniform: what hangs on it stays in uniform registers.
   static __device__ __forceinline__ bool all(bool value) { return __all_sync(~0u, value) != 0; }
+  static __device__ __forceinline__ uint32_t ballot(bool value) { return __ballot_sync(~0u, value); }
+  static __device__ __forceinline__ int trailing_zeros(uint32_t x) { return __ffs(static_cast<int>(x)) - 1; }
   static __device__ __forceinline__ void sync() { __syncthreads(); }
   static __device__ __forceinline__ bool sync_or(bool value) { return __syncthreads_or(value) != 0; }
 };

@@ -29,9 +29,11 @@ using MmaCommon = Joined<Joined<MmaDims<Element::f16, Element::f16>, MmaDims<Ele
 using MmaFp8 = MmaDims<Element::s8, Element::e4m3>;
 using KernelsSm80 = Joined<MmaCommon, MmaDims<Element::s4, Element::f16>>::Type;
 using KernelsSm89 = Joined<Joined<MmaCommon, MmaFp8>::Type, MmaDims<Element::s4, Element::e4m3>>::Type;
-// sm_90: wgmma with as many stages as shared memory holds, up to six; INT8 with 16-bit P V by mma.sync.
+// sm_90: wgmma with as many stages as shared memory holds, up to six; INT8 with 16-bit P V by mma.sync. Half of the
+// exponentials at dim 64 are integer arithmetic: the special function unit would be the bound. At dim 128 it is no more
+// so than the tensor core, and registers are scarce.
 template <Element kQk, Element kPv>
-using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6>, WgmmaConfig<kQk, kPv, 128, 128, 4>,
+using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6, 4>, WgmmaConfig<kQk, kPv, 128, 128, 4>,
                           WgmmaConfig<kQk, kPv, 256, 128, 3>>;
 template <Element kQk, Element kPv>
 using Wgmma16 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 4>, WgmmaConfig<kQk, kPv, 128, 128, 2>,
@@ -39,6 +41,8 @@ using Wgmma16 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 4>, WgmmaConfig<kQk, k
 using WgmmaAll = Joined<Joined<Wgmma8<Element::s8, Element::e4m3>, Wgmma16<Element::f16, Element::f16>>::Type,
                         Wgmma16<Element::bf16, Element::bf16>>::Type;
 using KernelsSm90 = Joined<WgmmaAll, MmaDims<Element::s8, Element::f16>>::Type;
+// sm_100 multiplies e4m3 by mma.sync only after widening it, in more instructions than f16 takes.
+using KernelsSm100 = MmaCommon;
 using KernelsSm120 = Joined<MmaCommon, MmaFp8>::Type;
 
 }  // namespace clary::cuda

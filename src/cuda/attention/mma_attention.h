@@ -88,13 +88,15 @@ class MmaAttention {
     }
     M::copy_commit();
     while (at.tile < item.walk.range.end) {
-      if (item.walk.is_full(at.tile)) {
-#pragma unroll 1
-        do take_tile<true>(block, at, state);
-        while (at.tile < item.walk.range.end && item.walk.is_full(at.tile));
-      } else {
-        take_tile<false>(block, at, state);
+      const int stop = at.tile + item.walk.template full_run<M>(at.tile);
+      if (at.tile == stop) {
+        take_tile<false>(block, item.walk.next(at.tile + 1), at, state);
+        continue;
       }
+      const int after = item.walk.next(stop);
+#pragma unroll 1
+      do take_tile<true>(block, at.tile + 1 < stop ? at.tile + 1 : after, at, state);
+      while (at.tile < stop);
     }
     finish(block, state);
   }
@@ -160,10 +162,9 @@ class MmaAttention {
 
   // The tile at the cursor; the next one is loaded meanwhile.
   template <bool kFull>
-  static CLARY_DEVICE void take_tile(const Block& b, Cursor& at, State& state) {
+  static CLARY_DEVICE void take_tile(const Block& b, int next, Cursor& at, State& state) {
     M::template copy_wait<0>();
     M::sync();  // this tile is there, and everyone has finished with the other stage
-    const int next = b.walk.next(at.tile + 1);
     if (next < b.walk.range.end) load_tile(b, at.stage ^ 1, next);
     M::copy_commit();
     attend_tile<kFull>(b, at, state);

@@ -19,7 +19,21 @@ CLARY_DEVICE void reset(RowState& row) {
   for (int r = 0; r < 2; ++r) row.m[r] = -__builtin_inff(), row.l[r] = 0;
 }
 
-template <class M, Element kP, int kTiles>
+// The new maximum of row `r`, the factor of what was summed so far, and what is added to a score before exp2. A row
+// that has seen nothing keeps the maximum minus infinity, and its P are exp2(-inf) = 0: no finite stand-in.
+template <class M, Element kP>
+CLARY_DEVICE float rescale(RowState& row, int r, float largest, float (&alpha)[2]) {
+  largest = M::maximum(largest, M::shuffle_xor(largest, 1));
+  largest = M::maximum(largest, M::shuffle_xor(largest, 2));
+  const float before = row.m[r], m = M::maximum(before, largest);
+  const float base = m == -__builtin_inff() ? 0 : m;
+  alpha[r] = M::exp2(before - base);
+  row.m[r] = m;
+  return p_offset(kP) - base;
+}
+
+// kSums: keep the sums of rows, which some kernels get from the tensor core instead.
+template <class M, Element kP, int kTiles, bool kSums = true>
 struct Softmax {
   static constexpr int kSteps = kTiles * 8 * bits_of(kP) / (8 * 32);  // k-steps of 32 bytes
   static constexpr int kPerRegister = 32 / bits_of(kP);
@@ -31,7 +45,7 @@ struct Softmax {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float largest = M::to_float(maximum_of_row(s, r)) * scale[r];
-      const float shift = rescale(row, r, largest, alpha);
+      const float shift = rescale<M, kP>(row, r, largest, alpha);
       float sum[2] = {0, 0};
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
@@ -41,7 +55,7 @@ struct Softmax {
           sum[e] += probability;
           x[n][2 * r + e] = probability;
         }
-      row.l[r] = M::fma(row.l[r], alpha[r], sum[0] + sum[1]);
+      if (kSums) row.l[r] = M::fma(row.l[r], alpha[r], sum[0] + sum[1]);
     }
   }
 
@@ -49,7 +63,7 @@ struct Softmax {
   static CLARY_DEVICE void partial(float (&x)[kTiles][4], RowState& row, float (&alpha)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float shift = rescale(row, r, maximum_of_row(x, r), alpha);
+      const float shift = rescale<M, kP>(row, r, maximum_of_row(x, r), alpha);
       float sum[2] = {0, 0};
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
@@ -59,7 +73,7 @@ struct Softmax {
           sum[e] += probability;
           x[n][2 * r + e] = probability;
         }
-      row.l[r] = M::fma(row.l[r], alpha[r], sum[0] + sum[1]);
+      if (kSums) row.l[r] = M::fma(row.l[r], alpha[r], sum[0] + sum[1]);
     }
   }
 
@@ -84,7 +98,6 @@ struct Softmax {
       }
   }
 
- private:
   // Raw integers, three at a time: VIMNMX3 where there is one (sm_90), two instructions elsewhere.
   static CLARY_DEVICE int maximum_of_row(const int (&s)[kTiles][4], int r) {
     int largest = s[0][2 * r];
@@ -98,18 +111,6 @@ struct Softmax {
 #pragma unroll
     for (int n = 1; n < kTiles; ++n) largest = M::maximum(largest, M::maximum(s[n][2 * r], s[n][2 * r + 1]));
     return largest;
-  }
-
-  // The new maximum of row `r`, the factor of what was summed so far, and what is added to a score before exp2. A row
-  // that has seen nothing keeps the maximum minus infinity, and its P are exp2(-inf) = 0: no finite stand-in.
-  static CLARY_DEVICE float rescale(RowState& row, int r, float largest, float (&alpha)[2]) {
-    largest = M::maximum(largest, M::shuffle_xor(largest, 1));
-    largest = M::maximum(largest, M::shuffle_xor(largest, 2));
-    const float before = row.m[r], m = M::maximum(before, largest);
-    const float base = m == -__builtin_inff() ? 0 : m;
-    alpha[r] = M::exp2(before - base);
-    row.m[r] = m;
-    return p_offset(kP) - base;
   }
 };
 

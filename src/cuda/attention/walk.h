@@ -28,8 +28,17 @@ struct TileWalk {
       while (tile < range.end && classes[tile] == static_cast<uint8_t>(TileClass::skipped)) ++tile;
     return tile;
   }
+  // How many tiles from `tile` < range.end on are full, up to 32. A warp looks at them together, one per lane: looking
+  // at each in its turn would put a load of the flags into every turn of the main loop.
+  template <class M>
+  CLARY_DEVICE int full_run(int tile) const {
+    const uint32_t full = M::ballot(is_full(tile + M::thread() % 32));
+    return full == ~0u ? 32 : M::trailing_zeros(~full);
+  }
+
+ private:
   CLARY_DEVICE bool is_full(int tile) const {
-    return plain && sees_all(range, tile, tile_keys) && bad_tile[tile] == 0 &&
+    return tile < range.end && plain && sees_all(range, tile, tile_keys) && bad_tile[tile] == 0 &&
            (classes == nullptr || classes[tile] == static_cast<uint8_t>(TileClass::full));
   }
 };

@@ -3,7 +3,7 @@
 //     group 0      producer: one thread issues bulk copies of tiles; gives its registers away
 //     groups 1, 2  consumers of 64 queries each
 //
-//     shared memory:  Q image (128 rows) | stages of (K image | V^T image) | barriers
+//     shared memory:  Q image (128 rows) | stages of (K image | V^T image | ones) | barriers
 //     a stage of K, one of V and Q each have a `full` barrier (bytes have come) and an `empty` one (8 warps have read)
 //
 // A consumer overlaps the tensor core with its own softmax, and the two consumers take turns in issuing products, so
@@ -16,8 +16,8 @@
 // live beside S: there, P V comes in two halves of 128 channels after the softmax, and only the turns overlap.
 //
 //     kernel              S    P    O    T   sum
-//     INT8 + FP8, 64     64   16   32   32   144
-//     INT8 + FP8, 128    64   16   64   64   208      the rest: rows, scales, descriptors (about 20)
+//     INT8 + FP8, 64     64   16   32   36   148
+//     INT8 + FP8, 128    64   16   64   68   212      the rest: rows, scales, descriptors (about 20)
 //     INT8 + FP8, 256    64   16  128   64   208      S is dead when T is born
 //     16-bit, 128        64   32   64    -   160
 //     16-bit, 256        32   16  128    -   176      64 keys
@@ -32,6 +32,7 @@
 #include <type_traits>
 
 #include "cuda/attention/epilogue.h"
+#include "cuda/attention/packed_exp2.h"
 #include "cuda/attention/rows.h"
 #include "cuda/attention/softmax.h"
 #include "cuda/attention/walk.h"
@@ -42,21 +43,27 @@ namespace clary::cuda {
 template <class M, class C>
 class WgmmaAttention;
 
-template <Element kQk_, Element kPv_, int kDim_, int kKeys_, int kStages_>
+// kSpecial_: of 8 exponentials, how many by the special function unit (packed_exp2.h), where P is e4m3.
+template <Element kQk_, Element kPv_, int kDim_, int kKeys_, int kStages_, int kSpecial_ = 8>
 struct WgmmaConfig {
   template <class M>
   using Kernel = WgmmaAttention<M, WgmmaConfig>;
   static constexpr bool kPersistent = true;
   static constexpr Element kQk = kQk_, kPv = kPv_;
-  static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_;
+  static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kSpecial = kSpecial_;
   static constexpr int kConsumers = 2, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
   // e4m3 sums of one tile are kept apart; whether S and they fit beside O decides on the overlap within a group.
   static constexpr bool kTwoLevel = kPv == Element::e4m3;
   static constexpr bool kOverlap = !(kTwoLevel && kDim > 128);
+  // Eight columns of ones beside V: their products are the sums of the rounded P, which saves an addition per score and
+  // fits the numerator better. Where P has 16 bits, and at dim 256, the tensor core has no time to spare.
+  static constexpr bool kOnes = kTwoLevel && kOverlap;
   static constexpr int kColumns = kDim < 128 ? kDim : 128, kParts = kDim / kColumns;  // of one product P V
   static constexpr int kQkRowBytes = kDim * bits_of(kQk) / 8, kPvRowBytes = kKeys * bits_of(kPv) / 8;
   static constexpr int kQBytes = kRows * kQkRowBytes, kKBytes = kKeys * kQkRowBytes, kVBytes = kDim * kPvRowBytes;
-  static constexpr int kStageBytes = kKBytes + kVBytes;
+  static constexpr int kOnesBytes = kOnes ? 8 * kPvRowBytes : 0;
+  static_assert(!kOnes || kPvRowBytes == 128, "the ones are to be the next rows of V's one panel");
+  static constexpr int kStageBytes = kKBytes + kVBytes + kOnesBytes;
   static constexpr int kBarriers = kQBytes + kStages * kStageBytes;  // their offset
   static constexpr int kSharedBytes = kBarriers + 8 * (2 + 4 * kStages);
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
@@ -81,6 +88,7 @@ class WgmmaAttention {
   static CLARY_DEVICE void run(const AttentionParams& p, uint32_t shared) {
     const Barriers bars(shared);
     if (M::thread() == 0) bars.init();
+    if (C::kOnes) write_ones(shared);
     M::sync();
     if (M::all(M::thread() < 128)) {
       M::template give_registers<C::kProducerRegisters>();
@@ -94,7 +102,8 @@ class WgmmaAttention {
  private:
   using Score = std::conditional_t<is_integer(C::kQk), int, float>;
   static constexpr int kKeyTiles = C::kKeys / 8, kDimTiles = C::kDim / 8, kColumnTiles = C::kColumns / 8;
-  using Soft = Softmax<M, C::kPv, kKeyTiles>;
+  using Soft = Softmax<M, C::kPv, kKeyTiles, !C::kOnes>;
+  using Packed = PackedExp2<M, kKeyTiles, C::kOnes ? C::kSpecial : 0>;
   static constexpr uint32_t kHighQk = descriptor_high(C::kQkRowBytes), kHighV = descriptor_high(C::kPvRowBytes);
 
   // `full`: one arrival, the producer's, which also says how many bytes will come. `empty`: one arrival per consumer
@@ -128,6 +137,16 @@ class WgmmaAttention {
 
   static CLARY_DEVICE uint32_t stage_address(uint32_t shared, int stage) {
     return shared + static_cast<uint32_t>(C::kQBytes + stage * C::kStageBytes);
+  }
+
+  // Behind V in every stage, where no copy comes.
+  static CLARY_DEVICE void write_ones(uint32_t shared) {
+    constexpr uint32_t kOnesInE4m3 = 0x38383838;
+    for (int stage = 0; stage < C::kStages; ++stage)
+      for (int at = 4 * M::thread(); at < C::kOnesBytes; at += 4 * C::kThreads)
+        M::store_shared(stage_address(shared, stage) + C::kKBytes + C::kVBytes + static_cast<uint32_t>(at),
+                        kOnesInE4m3);
+    M::shared_writes_done();
   }
 
   // ---- producer -----------------------------------------------------------------------------------------------
@@ -166,7 +185,7 @@ class WgmmaAttention {
     Score s[kKeyTiles][4];
     uint32_t p[Soft::kSteps][4];
     float o[kDimTiles][4];
-    float t[C::kTwoLevel ? kColumnTiles : 1][4];
+    float t[C::kTwoLevel ? kColumnTiles + C::kOnes : 1][4];
     RowState row;
     float alpha[2];    // of the tile whose P is packed
     float q_scale[2];  // octaves per unit of the integer product and of K's scale
@@ -186,6 +205,9 @@ class WgmmaAttention {
     CLARY_DEVICE uint32_t v(int stage) const { return k(stage) + C::kKBytes / 16; }
     CLARY_DEVICE void release(uint32_t barrier) const {
       if (leads) M::barrier_arrive(barrier);
+    }
+    CLARY_DEVICE float scale_of_keys(const Item& item, int tile) const {
+      return p.k_scale[(item.key_base + tile) * kKeyGroups + lane % 4];
     }
     CLARY_DEVICE void wait_turn() const { M::turn_wait(1 + group); }
     CLARY_DEVICE void pass_turn() const { M::turn_pass(2 - group); }
@@ -238,30 +260,31 @@ class WgmmaAttention {
     int tile = item.first;
     const int end = item.walk.range.end;
     while (tile < end) {
-      if (!item.walk.is_full(tile)) {
+      const int stop = tile + item.walk.template full_run<M>(tile);
+      wait_k(me, state);
+      if (tile == stop) {
         partial_tile(me, item, tile, state);
         tile = item.walk.next(tile + 1);
-        continue;
-      }
-      if (C::kOverlap && !state.pending) {  // no product to overlap with
-        full_tile<false>(me, item, tile, end, state);
+      } else if (C::kOverlap && !state.pending) {  // no product to overlap with
+        full_tile<false>(me, item, tile, false, state);
         tile = item.walk.next(tile + 1);
-        continue;
-      }
+      } else {
+        const bool has_more = item.walk.next(stop) < end;
 #pragma unroll 1
-      do {
-        const int next = item.walk.next(tile + 1);
-        full_tile<C::kOverlap>(me, item, tile, next, state);
-        tile = next;
-      } while (tile < end && item.walk.is_full(tile));
+        do full_tile<C::kOverlap>(me, item, tile, has_more || tile + 1 < stop, state);
+        while (++tile < stop);
+        tile = item.walk.next(tile);
+      }
     }
     me.release(me.bars.q_empty());
     if (C::kOverlap) drain(me, state);
   }
 
-  // Raw scores of the next tile; in flight on return.
-  static CLARY_DEVICE void issue_scores(const Consumer& me, State& state) {
+  static CLARY_DEVICE void wait_k(const Consumer& me, const State& state) {
     M::barrier_wait_warp(me.bars.k_full(state.k.stage), state.k.parity);
+  }
+  // Raw scores of the next tile, whose keys have been waited for; in flight on return.
+  static CLARY_DEVICE void issue_scores(const Consumer& me, State& state) {
     me.wait_turn();
     M::pin(state.s);
     M::fence_products();
@@ -292,7 +315,7 @@ class WgmmaAttention {
         me.v(state.v.stage) + static_cast<uint32_t>(part * C::kColumns * panel_bytes(C::kPvRowBytes)) / 16;
 #pragma unroll
     for (int step = 0; step < Soft::kSteps; ++step)
-      M::template product_rs<C::kPv, C::kColumns, kHighV>(
+      M::template product_rs<C::kPv, C::kColumns + 8 * C::kOnes, kHighV>(
           C::kTwoLevel ? state.t : &state.o[part * kColumnTiles], state.p[step],
           v + descriptor_step(C::kDim, C::kPvRowBytes, step), !C::kTwoLevel || step > 0);
   }
@@ -316,6 +339,8 @@ class WgmmaAttention {
     M::pin(state.p);
     release_v(me, state);
     if (C::kTwoLevel) flush(0, state);
+    if constexpr (C::kOnes)  // every column is the sum of the row
+      for (int r = 0; r < 2; ++r) state.row.l[r] = M::fma(state.row.l[r], state.alpha[r], state.t[kColumnTiles][2 * r]);
     state.pending = false;
   }
   // The second level of accumulation and the rescale are one FFMA.
@@ -336,11 +361,9 @@ class WgmmaAttention {
     take_pending(me, state);
   }
 
-  // P is rounded and waits for its product; where O is not kept apart it is rescaled now.
-  static CLARY_DEVICE void accept(const Consumer& me, const float (&x)[kKeyTiles][4], const float (&alpha)[2],
-                                  State& state) {
+  // P is packed and waits for its product; where O is not kept apart it is rescaled now.
+  static CLARY_DEVICE void accept(const Consumer& me, const float (&alpha)[2], State& state) {
     for (int r = 0; r < 2; ++r) state.alpha[r] = alpha[r];
-    Soft::pack(x, state.p);
     if constexpr (!C::kTwoLevel) {
 #pragma unroll
       for (int n = 0; n < kDimTiles; ++n)
@@ -365,25 +388,33 @@ class WgmmaAttention {
 
   // A tile that everyone sees. kOverlapped: the product of the tile before runs under its softmax.
   template <bool kOverlapped>
-  static CLARY_DEVICE void full_tile(const Consumer& me, const Item& item, int tile, int next, State& state) {
+  static CLARY_DEVICE void full_tile(const Consumer& me, const Item& item, int tile, bool has_next, State& state) {
     issue_scores(me, state);
     float of_keys = 1;  // fetched while the product runs
-    if (is_integer(C::kQk)) of_keys = me.p.k_scale[(item.key_base + tile) * kKeyGroups + me.lane % 4];
+    if (is_integer(C::kQk)) of_keys = me.scale_of_keys(item, tile);
     if (kOverlapped) issue_pending(me, state);
     me.pass_turn();
     M::template wait_products<kOverlapped ? 1 : 0>();
     M::pin(state.s);
     release_k(me, state);
     const float scale[2] = {state.q_scale[0] * of_keys, state.q_scale[1] * of_keys};
-    float x[kKeyTiles][4], alpha[2];
-    Soft::full(state.s, scale, state.row, alpha, x);
+    std::conditional_t<C::kOnes, typename Packed::Raised, float[kKeyTiles][4]> x;
+    float alpha[2];
+    if constexpr (C::kOnes)
+      Packed::raise(state.s, scale, state.row, alpha, x);
+    else
+      Soft::full(state.s, scale, state.row, alpha, x);
+    // ptxas moves the wait for P V above the softmax, which ends the overlap, unless a branch stands between them.
+    if (has_next) wait_k(me, state);
     if (kOverlapped) {
-      // ptxas moves the wait above the softmax, which ends the overlap, unless a branch stands between them.
-      if (next < item.walk.range.end) M::barrier_wait_warp(me.bars.k_full(state.k.stage), state.k.parity);
       M::template wait_products<0>();
       take_pending(me, state);
     }
-    accept(me, x, alpha, state);
+    if constexpr (C::kOnes)
+      Packed::pack(x, state.p);
+    else
+      Soft::pack(x, state.p);
+    accept(me, alpha, state);
   }
 
   // A tile with masks: nothing is in flight while it is judged.
@@ -395,7 +426,7 @@ class WgmmaAttention {
     M::pin(state.s);
     release_k(me, state);
     float of_keys = 1, shift[2], x[kKeyTiles][4], alpha[2];
-    if (is_integer(C::kQk)) of_keys = me.p.k_scale[(item.key_base + tile) * kKeyGroups + me.lane % 4];
+    if (is_integer(C::kQk)) of_keys = me.scale_of_keys(item, tile);
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
@@ -406,7 +437,8 @@ class WgmmaAttention {
                    item.key_base * C::kKeys + key};
     PartialScores<M, kKeyTiles>::apply(me.p, item.span, at, shift, x);
     Soft::partial(x, state.row, alpha);
-    accept(me, x, alpha, state);
+    Soft::pack(x, state.p);
+    accept(me, alpha, state);
   }
 
   static CLARY_DEVICE void load_shift(const Consumer& me, const Item& item, float (&shift)[2]) {
@@ -417,8 +449,11 @@ class WgmmaAttention {
   static CLARY_DEVICE void finish(const Consumer& me, const Item& item, const State& state) {
     float shift[2];
     load_shift(me, item, shift);
-    Epilogue<M, C::kPv, C::kDim>::write(me.p, item.work, item.span, item.work.tile * C::kRows + me.row, me.lane,
-                                        state.row, shift, state.o);
+    RowState row = state.row;
+    if (C::kOnes)  // each of the four lanes has all of the sum
+      for (int r = 0; r < 2; ++r) row.l[r] *= 0.25f;
+    Epilogue<M, C::kPv, C::kDim>::write(me.p, item.work, item.span, item.work.tile * C::kRows + me.row, me.lane, row,
+                                        shift, state.o);
   }
 };
 

@@ -176,6 +176,15 @@ void fill_attention(const Problem& p, const Tensors& t, CudaPlan& plan) {
 
 }  // namespace
 
+clary_status check_workspace(const Device& device, size_t needed) {
+  if (device.workspace == nullptr || device.workspace_bytes < needed)
+    return fail(CLARY_INVALID_ARGUMENT, "workspace: has %zu bytes, needs %zu (clary_cuda_workspace_bytes)",
+                device.workspace == nullptr ? size_t{0} : device.workspace_bytes, needed);
+  if (reinterpret_cast<uintptr_t>(device.workspace) % 64 != 0)
+    return fail(CLARY_INVALID_ARGUMENT, "workspace: %p is not aligned to 64 bytes", device.workspace);
+  return CLARY_OK;
+}
+
 bool is_empty(const Problem& p) { return p.sequences == 0 || p.heads_q == 0 || p.len_q == 0 || p.max_len_q == 0; }
 
 clary_status make_cuda_plan(const Problem& p, const Tensors& t, std::span<const Instance> instances, const char* device,

@@ -26,6 +26,9 @@ struct CudaPlan {
   size_t workspace_bytes = 0;
 };
 
+// What a call's workspace must be, given what its plan needs.
+clary_status check_workspace(const Device& device, size_t needed);
+
 // Nothing to compute and nothing to write.
 bool is_empty(const Problem& problem);
 

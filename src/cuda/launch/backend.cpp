@@ -90,18 +90,10 @@ clary_status check_pointers(const Problem& p, const Tensors& t) {
   return check_pointer("workspace", p.device.workspace, id);
 }
 
-clary_status check_workspace(const Device& device, size_t needed) {
-  if (device.workspace == nullptr || device.workspace_bytes < needed)
-    return fail(CLARY_INVALID_ARGUMENT, "workspace: has %zu bytes, needs %zu (clary_cuda_workspace_bytes)",
-                device.workspace == nullptr ? size_t{0} : device.workspace_bytes, needed);
-  if (reinterpret_cast<uintptr_t>(device.workspace) % 64 != 0)
-    return fail(CLARY_INVALID_ARGUMENT, "workspace: %p is not aligned to 64 bytes", device.workspace);
-  return CLARY_OK;
-}
-
 }  // namespace
 
 const ArchKernels* kernels_for(int capability) {
+  if (capability / 10 == 10) return &kernels_sm100();
   if (capability >= 100) return &kernels_sm120();
   if (capability >= 90) return &kernels_sm90();
   if (capability == 89) return &kernels_sm89();

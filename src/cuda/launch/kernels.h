@@ -22,6 +22,7 @@ const ArchKernels* kernels_for(int capability);
 const ArchKernels& kernels_sm80();
 const ArchKernels& kernels_sm89();
 const ArchKernels& kernels_sm90();
+const ArchKernels& kernels_sm100();
 const ArchKernels& kernels_sm120();
 
 }  // namespace clary::cuda

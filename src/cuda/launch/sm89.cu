@@ -2,21 +2,21 @@
 //
 // Budgets: see sm80.cu.
 //
-// budget: mma bf16 bf16 64 | registers 255 | spills 0 | loop 800
-// budget: mma bf16 bf16 128 | registers 255 | spills 4 | loop 1090
-// budget: mma bf16 bf16 256 | registers 255 | spills 0 | loop 670
-// budget: mma f16 f16 64 | registers 255 | spills 0 | loop 800
-// budget: mma f16 f16 128 | registers 255 | spills 4 | loop 1090
-// budget: mma f16 f16 256 | registers 255 | spills 0 | loop 670
-// budget: mma s4 e4m3 64 | registers 255 | spills 0 | loop 870
-// budget: mma s4 e4m3 128 | registers 255 | spills 14 | loop 1050
-// budget: mma s4 e4m3 256 | registers 255 | spills 0 | loop 820
-// budget: mma s8 e4m3 64 | registers 255 | spills 0 | loop 810
-// budget: mma s8 e4m3 128 | registers 255 | spills 12 | loop 1010
-// budget: mma s8 e4m3 256 | registers 255 | spills 0 | loop 820
-// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 860
-// budget: mma s8 f16 128 | registers 255 | spills 17 | loop 1070
-// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 640
+// budget: mma bf16 bf16 64 | registers 255 | spills 0 | loop 760
+// budget: mma bf16 bf16 128 | registers 255 | spills 0 | loop 1010
+// budget: mma bf16 bf16 256 | registers 255 | spills 0 | loop 640
+// budget: mma f16 f16 64 | registers 255 | spills 0 | loop 760
+// budget: mma f16 f16 128 | registers 255 | spills 0 | loop 1010
+// budget: mma f16 f16 256 | registers 255 | spills 0 | loop 640
+// budget: mma s4 e4m3 64 | registers 255 | spills 0 | loop 840
+// budget: mma s4 e4m3 128 | registers 255 | spills 20 | loop 1030
+// budget: mma s4 e4m3 256 | registers 255 | spills 0 | loop 790
+// budget: mma s8 e4m3 64 | registers 255 | spills 0 | loop 780
+// budget: mma s8 e4m3 128 | registers 255 | spills 10 | loop 980
+// budget: mma s8 e4m3 256 | registers 255 | spills 0 | loop 780
+// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 820
+// budget: mma s8 f16 128 | registers 255 | spills 20 | loop 1040
+// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 610
 #include "cuda/launch/launch.cuh"
 
 namespace clary::cuda {

@@ -3,18 +3,18 @@
 // Budgets: see sm80.cu. The loops of the wgmma kernels touch no local memory. Their 168 registers are those of the
 // launch; setmaxnreg makes them 240 for consumers and 24 for the producer, whose addresses spill.
 //
-// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 840
-// budget: mma s8 f16 128 | registers 255 | spills 24 | loop 1060
-// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 650
-// budget: wgmma bf16 bf16 64 | registers 168 | spills 0 | loop 500
-// budget: wgmma bf16 bf16 128 | registers 168 | spills 0 | loop 570
-// budget: wgmma bf16 bf16 256 | registers 168 | spills 0 | loop 510
-// budget: wgmma f16 f16 64 | registers 168 | spills 0 | loop 500
-// budget: wgmma f16 f16 128 | registers 168 | spills 0 | loop 570
-// budget: wgmma f16 f16 256 | registers 168 | spills 0 | loop 510
-// budget: wgmma s8 e4m3 64 | registers 168 | spills 0 | loop 550
-// budget: wgmma s8 e4m3 128 | registers 168 | spills 0 | loop 590
-// budget: wgmma s8 e4m3 256 | registers 168 | spills 0 | loop 690
+// budget: mma s8 f16 64 | registers 255 | spills 0 | loop 800
+// budget: mma s8 f16 128 | registers 255 | spills 10 | loop 1020
+// budget: mma s8 f16 256 | registers 255 | spills 0 | loop 610
+// budget: wgmma bf16 bf16 64 | registers 168 | spills 0 | loop 460
+// budget: wgmma bf16 bf16 128 | registers 168 | spills 0 | loop 520
+// budget: wgmma bf16 bf16 256 | registers 168 | spills 0 | loop 480
+// budget: wgmma f16 f16 64 | registers 168 | spills 0 | loop 460
+// budget: wgmma f16 f16 128 | registers 168 | spills 0 | loop 520
+// budget: wgmma f16 f16 256 | registers 168 | spills 0 | loop 480
+// budget: wgmma s8 e4m3 64 | registers 168 | spills 0 | loop 460
+// budget: wgmma s8 e4m3 128 | registers 168 | spills 1 | loop 470
+// budget: wgmma s8 e4m3 256 | registers 168 | spills 0 | loop 640
 #include "cuda/arch/barrier.h"
 #include "cuda/arch/wgmma.h"
 #include "cuda/launch/launch.cuh"

@@ -93,6 +93,20 @@ struct Machine {
     });
     return mine.result;
   }
+  static uint32_t ballot(bool value) {
+    struct Operand {
+      bool value;
+      uint32_t result;
+    } mine{value, 0};
+    block().meet_warp("ballot", &mine, [](void* const(&lanes)[32]) {
+      uint32_t result = 0;
+      for (int lane = 0; lane < 32; ++lane)
+        result |= static_cast<uint32_t>(static_cast<Operand*>(lanes[lane])->value) << lane;
+      for (void* lane : lanes) static_cast<Operand*>(lane)->result = result;
+    });
+    return mine.result;
+  }
+  static int trailing_zeros(uint32_t x) { return std::countr_zero(x); }
   static void sync() { block().meet_block(0, threads()); }
   static bool sync_or(bool value) {
     static bool any = false;
@@ -116,7 +130,22 @@ struct Machine {
   static float divide(float a, float b) { return a / b; }
   static float to_float(int x) { return static_cast<float>(x); }
   static float to_float(float x) { return x; }
-  static int to_int(float x) { return std::isnan(x) ? 0 : static_cast<int>(std::nearbyint(x)); }
+  static int to_int(float x) {
+    if (std::isnan(x)) return 0;
+    return x >= 0x1p31f ? 0x7fffffff : x <= -0x1p31f ? -0x7fffffff - 1 : static_cast<int>(std::nearbyint(x));
+  }
+  static int multiply_high(int a, int b, int64_t c) {
+    int64_t sum = 0;
+    if (__builtin_add_overflow(int64_t{a} * b, c, &sum)) fault("multiply_high: %d x %d is beyond 64 bits", a, b);
+    return static_cast<int>(sum >> 32);
+  }
+  static uint32_t pack_u16(int a, int b) {
+    return static_cast<uint32_t>(std::clamp(a, 0, 0xffff)) | static_cast<uint32_t>(std::clamp(b, 0, 0xffff)) << 16;
+  }
+  static uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c) {
+    const auto half = [](uint32_t x, int i) { return support::float_from_f16(static_cast<uint16_t>(x >> 16 * i)); };
+    return f16x2(std::fma(half(a, 0), half(b, 0), half(c, 0)), std::fma(half(a, 1), half(b, 1), half(c, 1)));
+  }
   static uint32_t bits(float x) { return std::bit_cast<uint32_t>(x); }
   static float from_bits(uint32_t x) { return std::bit_cast<float>(x); }
   static uint32_t f16x2(float a, float b) {
@@ -130,6 +159,11 @@ struct Machine {
   static uint32_t e4m3x4(float a, float b, float c, float d) {
     return e4m3_from_float(a) | static_cast<uint32_t>(e4m3_from_float(b)) << 8 |
            static_cast<uint32_t>(e4m3_from_float(c)) << 16 | static_cast<uint32_t>(e4m3_from_float(d)) << 24;
+  }
+
+  static uint32_t e4m3x4_of_f16(uint32_t ab, uint32_t cd) {
+    const auto half = [](uint32_t x, int i) { return support::float_from_f16(static_cast<uint16_t>(x >> 16 * i)); };
+    return e4m3x4(half(ab, 0), half(ab, 1), half(cd, 0), half(cd, 1));
   }
 
   template <class T>
@@ -200,6 +234,7 @@ struct Machine {
   // ---- sm_90 ----
   static void barrier_init(uint32_t barrier, int count) { block().barrier(barrier) = {count, count, 0, 0}; }
   static void barrier_init_done() {}
+  static void shared_writes_done() {}
   static void barrier_arrive(uint32_t barrier) { block().barrier(barrier).arrive(); }
   static void barrier_expect(uint32_t barrier, int bytes) {
     block().barrier(barrier).expected_bytes += bytes;
