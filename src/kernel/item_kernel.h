@@ -122,7 +122,6 @@ class ItemKernel {
     for (int64_t block = a_.block_begin; block < a_.block_end; ++block) {
       const bool nonfinite = a_.head->block_nonfinite[block] != 0;
       const float norm = a_.head->block_norm[block];
-      if (norm > largest_norm_) largest_norm_ = norm;
       for (int r = 0; r < a_.count; ++r) {
         if (!(s_.reach[r] * norm <= octaves * S::kUnitsPerOctave)) s_.exact[r] = 1;
         if (nonfinite && s_.exact[r] == 0) s_.exact[r] = sees_nonfinite(r, block) ? 1 : 0;
@@ -174,7 +173,6 @@ class ItemKernel {
   const AttendArgs& a_;
   ItemState s_;
   UnitBounds bounds_[(kUsesTiles<V, S> ? kTileItemRows : kItemRows) / kUnitRows];
-  float largest_norm_ = 0;  // of the keys of all blocks
   Rules<V, S> rules_;
   Softmax<V, S> softmax_;
 };

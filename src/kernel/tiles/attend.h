@@ -26,6 +26,9 @@ class TileAttend : ItemKernel<V, S> {
     transpose_queries();
     for (int r = 0; r < s_.rows; r += 16) V::store(s_.m + r, V::zero()), V::store(s_.l + r, V::zero());
     this->find_exact_rows(kReach);
+    // Of all blocks, also of those that this item does not see: how rows are shared out must not change a bit.
+    for (int64_t block = 0; block * kBlockKeys < a_.sequence.len_k; ++block)
+      largest_norm_ = std::max(largest_norm_, a_.head->block_norm[block]);
     const int64_t bytes = a_.sizes->key_block_bytes + a_.sizes->value_block_bytes;
     const int64_t chunk = std::max<int64_t>(1, kKeyChunkBytes / bytes);
     for (int64_t begin = a_.block_begin; begin < a_.block_end; begin += chunk)
@@ -77,7 +80,7 @@ class TileAttend : ItemKernel<V, S> {
     if (u.panel_begin >= u.panel_end) return;
     const bool whole = full == tiles && widest == u.panel_end - u.panel_begin;
     const bool with_mask = !whole && a_.problem->mask.kind != Mask::Kind::none && !a_.mask_folded;
-    const bool fast = whole && reach * this->largest_norm_ < kFusedReach;
+    const bool fast = whole && reach * largest_norm_ < kFusedReach;
     if (!fused || with_mask || !run_fused(u, fast)) {
       products_.flush();
       natural_.run(u, with_mask, products_.o(row));
@@ -128,6 +131,7 @@ class TileAttend : ItemKernel<V, S> {
   TileScores<V, S> scores_;
   TileProducts<V, S> products_;
   TileNatural<V, S> natural_;
+  float largest_norm_ = 0;
 };
 
 }  // namespace clary
