@@ -149,7 +149,7 @@ inline double normal_gate(clary_precision precision, const std::string& isa) {
     case CLARY_EXACT: return 2e-6;
     case CLARY_BF16: return 0.0045;
     case CLARY_INT8_F16: return 0.013;
-    case CLARY_INT4: return 0.11;  // 4-bit K on Gaussian data: a score error of sigma 0.1
+    case CLARY_INT4: return 0.11;                 // 4-bit K on Gaussian data: a score error of sigma 0.1
     default: return is_amx(isa) ? 0.013 : 0.018;  // AMX multiplies P V in bf16
   }
 }
