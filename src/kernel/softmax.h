@@ -131,15 +131,16 @@ class Softmax {
 
   int32_t* top(const Unit& u) const { return s_.top + u.buffer * kUnitRows; }
 
- private:
-  int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
-
+  // Largest score of a row in s.
   float row_top(const Unit& u, int r) const {
     const float* s = s_.s + r * kBlockKeys;
     F32 top = V::load(s + u.panel_begin * kPanelKeys);
     for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 16) top = V::max(top, V::load(s + i));
     return V::reduce_max(top);
   }
+
+ private:
+  int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
 
   void pack_row(const Unit& u, int r, F32 reference) {
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {

@@ -115,7 +115,6 @@ class Packer {
       kTiles ? copy_tiles(panel, stride) : transpose_panel(panel, stride);
     }
     head_.block_norm[a_.block] = largest_norm;
-    mark_live();
     if constexpr (kTiles) write_bias_words();
   }
 
@@ -146,26 +145,21 @@ class Packer {
 
   int64_t bias_count() const { return head_.key_bias_stride == 0 ? 1 : a_.problem->group; }
 
-  // Zero where a key can be seen, -inf where it is padding or hidden by a mask that does not depend on the query.
+  // Zero where a key can be seen, -inf where it is padding or hidden by a mask that does not depend on the query;
+  // and block_live.
   void fill_bias() {
     const float hidden = -std::numeric_limits<float>::infinity();
     for (int64_t g = 0; g < bias_count(); ++g) {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
+      int count = 0;
       for (int i = 0; i < kBlockKeys; ++i) {
         const bool shown = i < keys_ && (!a_.problem->folds_mask() ||
                                          a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
                                                                 0, first_key_ + i));
         bias[position_of(i)] = shown ? 0 : hidden;
+        count += shown ? 1 : 0;
       }
-    }
-  }
-
-  void mark_live() {
-    for (int64_t g = 0; g < bias_count(); ++g) {
-      const float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
-      int shown = 0;
-      for (int i = 0; i < keys_; ++i) shown += bias[position_of(i)] > -std::numeric_limits<float>::infinity();
-      head_.block_live[g * head_.block_live_stride + a_.block] = shown == 0 ? 0 : shown < keys_ ? 1 : 2;
+      head_.block_live[g * head_.block_live_stride + a_.block] = count == 0 ? 0 : count < keys_ ? 1 : 2;
     }
   }
 

@@ -11,6 +11,16 @@ namespace clary {
 inline constexpr float kExp2Poly[5] = {0.6931470036506653f, 0.24022242426872253f, 0.05550733953714371f,
                                        0.009671518579125404f, 0.0013264723820611835f};
 
+// x^(1 / 2^times) by square roots (Newton), in double: exact enough to round every entry of the tables correctly.
+constexpr double repeated_root(double x, int times) {
+  for (; times > 0; --times) {
+    double r = x;
+    for (int i = 0; i < 40; ++i) r = 0.5 * (r + x / r);
+    x = r;
+  }
+  return x;
+}
+
 // round(65280 * 2^(-i/64)). 65280 = 255 * 256: the largest probability becomes 255 after the shift by 8 (3 + 5 with
 // rounding), and 65280 + 4 still fits 16 bits.
 struct Exp2Table {
@@ -19,14 +29,7 @@ struct Exp2Table {
 
 constexpr Exp2Table make_exp2_table() {
   Exp2Table table{};
-  // 2^(-1/64) by repeated square roots (Newton), in double: exact enough to round every entry correctly.
-  auto root = [](double x) {
-    double r = x;
-    for (int i = 0; i < 40; ++i) r = 0.5 * (r + x / r);
-    return r;
-  };
-  double step = 0.5;
-  for (int i = 0; i < 6; ++i) step = root(step);
+  const double step = repeated_root(0.5, 6);
   double value = 65280;
   for (auto& entry : table.v) {
     entry = static_cast<uint16_t>(value + 0.5);
@@ -45,14 +48,8 @@ struct MantissaTable {
 
 constexpr MantissaTable make_mantissa_table() {
   MantissaTable table{};
-  auto root = [](double x) {
-    double r = x;
-    for (int i = 0; i < 40; ++i) r = 0.5 * (r + x / r);
-    return r;
-  };
-  double step = 2;  // 2^(1/64), and from it 2^(1/256) to begin with
-  for (int i = 0; i < 6; ++i) step = root(step);
-  double value = root(root(step));
+  const double step = repeated_root(2, 6);
+  double value = repeated_root(2, 8);
   for (size_t i = 0; i < table.v.size(); ++i, value *= step)
     table.v[i] = static_cast<uint8_t>(2 * static_cast<double>(i) + 0.5 - 128 * (value - 1) + 0.5);
   return table;

@@ -19,12 +19,12 @@ template <class V, class S>
 class TileAttend : ItemKernel<V, S> {
  public:
   explicit TileAttend(const AttendArgs& args)
-      : Base(args), scores_(args, s_), products_(args, s_), natural_(args, s_, rules_, scores_) {}
+      : Base(args), scores_(args, s_), products_(args, s_), natural_(args, s_, rules_, this->softmax_, scores_) {}
 
   void run() {
     this->begin();
     transpose_queries();
-    for (int r = 0; r < s_.rows; r += 16) V::store(s_.m + r, V::zero()), V::store(s_.l + r, V::zero());
+    for (int r = 0; r < s_.rows; r += 16) V::store(s_.m + r, V::zero());
     this->find_exact_rows(kReach);
     // Of all blocks, also of those that this item does not see: how rows are shared out must not change a bit.
     for (int64_t block = 0; block * kBlockKeys < a_.sequence.len_k; ++block)

@@ -26,7 +26,6 @@
 namespace clary {
 
 inline constexpr int kTileDwords = 256;
-inline constexpr int kTileRows = 16;
 // Rows of a unit: two query tiles, so that each tile of K and V that is loaded is used twice.
 inline constexpr int kTileUnitRows = 32;
 // Keys that share a scale: those that are converted together, so that scaling costs one FMA a score.

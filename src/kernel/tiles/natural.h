@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernel/rules.h"
+#include "kernel/softmax.h"
 #include "kernel/tiles/products.h"
 #include "kernel/tiles/scores.h"
 
@@ -20,8 +21,9 @@ class TileNatural {
   using I32 = typename V::I32;
   using I16 = typename V::I16;
 
-  TileNatural(const AttendArgs& args, const ItemState& state, const Rules<V, S>& rules, const TileScores<V, S>& scores)
-      : a_(args), s_(state), rules_(rules), scores_(scores) {}
+  TileNatural(const AttendArgs& args, const ItemState& state, const Rules<V, S>& rules, const Softmax<V, S>& softmax,
+              const TileScores<V, S>& scores)
+      : a_(args), s_(state), rules_(rules), softmax_(softmax), scores_(scores) {}
 
   // P of the unit. The accumulators of earlier products must lie in `o`, the unit's O^T.
   void run(const TileUnit& u, bool with_mask, float* o) const {
@@ -57,14 +59,6 @@ class TileNatural {
     }
   }
 
-  float row_top(const Unit& rows, int r) const {
-    const float* s = s_.s + r * kBlockKeys;
-    F32 top = V::load(s + rows.panel_begin * kPanelKeys);
-    for (int i = rows.panel_begin * kPanelKeys; i < rows.panel_end * kPanelKeys; i += 16)
-      top = V::max(top, V::load(s + i));
-    return V::reduce_max(top);
-  }
-
   // To whole octaves, so that words stay exact. Rows that have seen no key take their maximum; others follow it only
   // when it has grown out of sight.
   void move_reference(const Unit& rows, int g, float* o) const {
@@ -72,7 +66,7 @@ class TileNatural {
     bool any = false;
     for (int r = 0; r < 16; ++r) {
       float &m = s_.m[rows.first_row + r], &l = s_.l[rows.first_row + r];
-      const float top = std::nearbyint(row_top(rows, r));
+      const float top = std::nearbyint(softmax_.row_top(rows, r));
       const bool seen = top > -std::numeric_limits<float>::infinity() && top < std::numeric_limits<float>::infinity();
       moved[r] = 0;
       if (!seen || (l == 0 ? top == m : top <= m + kFarOctaves)) continue;
@@ -108,6 +102,7 @@ class TileNatural {
   const AttendArgs& a_;
   const ItemState& s_;
   const Rules<V, S>& rules_;
+  const Softmax<V, S>& softmax_;
   const TileScores<V, S>& scores_;
 };
 
