@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace clary {
@@ -50,7 +51,7 @@ constexpr MantissaTable make_mantissa_table() {
   MantissaTable table{};
   const double step = repeated_root(2, 6);
   double value = repeated_root(2, 8);
-  for (size_t i = 0; i < table.v.size(); ++i, value *= step)
+  for (std::size_t i = 0; i < table.v.size(); ++i, value *= step)
     table.v[i] = static_cast<uint8_t>(2 * static_cast<double>(i) + 0.5 - 128 * (value - 1) + 0.5);
   return table;
 }
