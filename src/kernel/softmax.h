@@ -69,14 +69,13 @@ class Softmax {
     const int lowest = row_top - 1023;
     const I16 reference = V::set_i16(row_top);
     const I16 floor = V::set_i16(static_cast<int16_t>(lowest < -32768 ? -32768 : lowest));
-    const I16 round8 = V::set_i16(4), round32 = V::set_i16(16);
     const int16_t* s = scores(u, r) + panel * kPanelKeys;
     I16 p[2];
     unroll<2>([&](auto h) __attribute__((always_inline)) {
       const I16 d = V::sub_i16(reference, V::max_i16(floor, V::load_i16(s + h * 32)));
-      const I16 x = V::template shift_right_i16<3>(V::add_i16(V::exp2_i16(d), round8));
+      const I16 x = V::exp2_i16(d);
       sum = V::add_i16(sum, x);
-      p[h] = V::template shift_right_i16<5>(V::add_i16(x, round32));
+      p[h] = V::template round_shift_i16<5>(x);
     });
     const int at = r * kBlockKeys + panel * kPanelKeys;
     if constexpr (S::kPv == Element::i8w) {
@@ -161,13 +160,14 @@ class Softmax {
     add_sums(u, r, sum);
   }
 
-  // Sums of P go to raw until alpha is known.
-  void exponentials_floating(const Unit& u, int r, float reference) {
+  // Sums of P go to raw until alpha is known. Apart, for the constants of exp2 need most of 16 registers.
+  [[gnu::noinline]] void exponentials_floating(const Unit& u, int r, float reference) {
     const F32 top = V::set(reference);
     F32 sum = V::zero();
     float* s = s_.s + r * kBlockKeys;
     auto* p16 = reinterpret_cast<uint16_t*>(s_.p) + r * kBlockKeys;
-    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32) {
+    const int end = u.panel_end * kPanelKeys;
+    for (int i = u.panel_begin * kPanelKeys; i < end; i += 32) {
       F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
       if constexpr (S::kPv == Element::bf16) {
         a = to_bf16_precision(a), b = to_bf16_precision(b);

@@ -16,6 +16,7 @@ struct Neon {
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
 
@@ -189,11 +190,6 @@ struct Neon {
     };
     return each<I32>(dot, acc, u, s);
   }
-  static F32 dot2(F32 acc, I32 a, I32 b) {
-    const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
-    acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
-    return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
-  }
 
   // ---- transposes
   [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
@@ -233,6 +229,10 @@ struct Neon {
   static I16 shift_right_i16(I16 x) {
     return each<I16>([](auto a) { return vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_s16(a), n)); }, x);
   }
+  template <int n>
+  static I16 round_shift_i16(I16 x) {
+    return each<I16>([](auto a) { return vreinterpretq_s16_u16(vrshrq_n_u16(vreinterpretq_u16_s16(a), n)); }, x);
+  }
   static int16_t reduce_max_i16(I16 x) { return vmaxvq_s16(vmaxq_s16(vmaxq_s16(x.a, x.b), vmaxq_s16(x.c, x.d))); }
   static I16 pack_i16(I32 x, I32 y) {
     return each<I16>([](auto a, auto b) { return vqmovn_high_s32(vqmovn_s32(a), b); }, x, y);
@@ -254,7 +254,7 @@ struct Neon {
       y = shift_right_each(vreinterpretq_u16_u8(vzip2q_u8(l, h)), vshrq_n_s16(y, 6));
     };
     look_up(d.a, d.b), look_up(d.c, d.d);
-    return d;
+    return round_shift_i16<3>(d);
   }
   static I32 sum_pairs_u16(I16 x) {
     return each<I32>([](auto a) { return vreinterpretq_s32_u32(vpaddlq_u16(vreinterpretq_u16_s16(a))); }, x);
@@ -309,6 +309,7 @@ struct I8mm : Neon {
     return each<I32>(dot, acc, u, s);
   }
 #if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  static constexpr bool kHasDot2 = true;
   static F32 dot2(F32 acc, I32 a, I32 b) {
     auto dot = [](float32x4_t sum, int32x4_t x, int32x4_t y) {
       return vbfdotq_f32(sum, vreinterpretq_bf16_s32(x), vreinterpretq_bf16_s32(y));

@@ -29,6 +29,7 @@ struct Scalar {
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr int kWideTileRows = kTileRows;  // where a step needs no temporaries beside them
   static constexpr bool kHasTiles = false;         // a matrix engine (tile_* operations)
+  static constexpr bool kHasDot2 = true;           // a dot product of bf16 that is faster than f32
   static constexpr bool kBytesAsWords = false;     // no dot product of bytes that is worth its widening
   static constexpr bool kOverlaps = false;         // enough registers for products and softmax at once
 
@@ -271,6 +272,11 @@ struct Scalar {
   static I16 shift_right_i16(I16 a) {
     return each<I16>([&](int i) { return static_cast<int16_t>(static_cast<uint16_t>(a.v[i]) >> n); });
   }
+  // x / 2^n, rounded to nearest (upwards from the middle), of 15-bit numbers
+  template <int n>
+  static I16 round_shift_i16(I16 a) {
+    return each<I16>([&](int i) { return static_cast<int16_t>((a.v[i] + (1 << (n - 1))) >> n); });
+  }
   static int16_t reduce_max_i16(I16 a) {
     int16_t m = a.v[0];
     for (int16_t x : a.v) m = x > m ? x : m;
@@ -292,9 +298,10 @@ struct Scalar {
       p[i] = static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
     }
   }
-  // floor(kExp2Table[d mod 64] / 2^(d / 64)) as unsigned 16 bits: 65280 * 2^(-d/64). Requires 0 <= d < 1024.
+  // 8160 * 2^(-d/64): kExp2Table[d mod 64] / 2^(d / 64), rounded down, / 8, rounded. Requires 0 <= d < 1024.
   static I16 exp2_i16(I16 d) {
-    return each<I16>([&](int i) { return static_cast<int16_t>(kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)); });
+    return each<I16>(
+        [&](int i) { return static_cast<int16_t>(((kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)) + 4) >> 3); });
   }
   // Unsigned: lane 2i + lane 2i+1, as 16 lanes of 32 bits
   static I32 sum_pairs_u16(I16 a) {
