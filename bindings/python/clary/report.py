@@ -10,7 +10,7 @@ from typing import Any
 
 from . import _plots
 from ._extra import need
-from .bench import error_text, time_text
+from ._text import error_text, time_text
 
 DESCRIPTION = """\
 One self-contained HTML page from JSON files of 'clary bench --json' and 'python -m clary bench --json'. Speed against
