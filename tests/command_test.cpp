@@ -263,12 +263,12 @@ TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
   const nlohmann::json results = run_json(line + flags + "--json -")["results"];
   ASSERT_EQ(results.size(), 2u);
   EXPECT_EQ(results[0]["reads"]["bytes"], 2 * 70 * (16 + 8) * 2);
-  EXPECT_DOUBLE_EQ(results[0]["density"], 10.0 / 70);
+  EXPECT_DOUBLE_EQ(results[0]["dense"]["density"], 10.0 / 70);
   for (const auto& r : results) {
     const double median = r["time"]["median_s"], reads = r["reads"]["time"]["median_s"];
     EXPECT_DOUBLE_EQ(r["reads"]["share"], reads / median);
     EXPECT_DOUBLE_EQ(r["reads"]["gb_per_s"], r["reads"]["bytes"].get<double>() / median * 1e-9);
-    const double dense = r["dense"]["time"]["median_s"], density = r["density"];
+    const double dense = r["dense"]["time"]["median_s"], density = r["dense"]["density"];
     EXPECT_DOUBLE_EQ(r["dense"]["over_density"], median / (density * dense));
     EXPECT_DOUBLE_EQ(r["one_thread"]["speedup"], r["one_thread"]["time"]["median_s"].get<double>() / median);
     EXPECT_GT(r["workspace_bytes"], 0);
@@ -283,7 +283,7 @@ TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
   for (const char* const word : {"GB/s", "density", "x 1 thread"})
     EXPECT_EQ(plain.out.find(word), std::string::npos) << word;
   const nlohmann::json hidden = run_json("bench h1 l8 d8 causal=-9 exact --dense --no-peak --repeat 1 --json -");
-  EXPECT_EQ(hidden["results"][0]["density"], 0);
+  EXPECT_EQ(hidden["results"][0]["dense"]["density"], 0);
   EXPECT_FALSE(hidden["results"][0]["dense"].contains("over_density"));
   expect_wrong("bench h1 l8 --check --dense", "--check: takes no times");
 }

@@ -199,7 +199,6 @@ class Bench {
     if (!timed_) return result;
     result["time"] = timing_json(r.timing);
     result["visible_scores"] = r.visible;
-    result["density"] = r.density;
     result["workspace_bytes"] = r.workspace_bytes;
     result["gops"] = r.gops;
     if (!std::isnan(r.peak)) result["peak_gops"] = r.peak, result["peak_share"] = r.gops / r.peak;
@@ -208,7 +207,7 @@ class Bench {
                          {"time", timing_json(r.reads)},
                          {"gb_per_s", bytes_of_keys(c) / r.timing.median_s * 1e-9},
                          {"share", r.reads.median_s / r.timing.median_s}};
-    if (options_.dense) result["dense"] = {{"time", timing_json(r.dense)}};
+    if (options_.dense) result["dense"] = {{"time", timing_json(r.dense)}, {"density", r.density}};
     if (options_.dense && r.density > 0) result["dense"]["over_density"] = over_density(r);
     if (options_.one_thread)
       result["one_thread"] = {{"time", timing_json(r.one_thread)},

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from clary import _against, _lib, _problem, _timing, bench
 from clary.__main__ import main
 from clary._timing import Timing
@@ -93,22 +92,23 @@ def test_build(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match=r"there is no cmake.*setup\.sh"):
-        _against.build("x", tmp_path, tmp_path / "b")
+        _against.build("x", tmp_path)
     program(tmp_path, "cmake", f'echo "$@" >> {tmp_path}/asked')
     with pytest.raises(ValueError, match="there is no C\\+\\+ compiler"):
-        _against.build("x", tmp_path, tmp_path / "b")
+        _against.build("x", tmp_path)
     program(tmp_path, "g++")
-    assert _against.build("x", tmp_path, tmp_path / "b") == tmp_path / "b" / "libclary.so"
+    folder = tmp_path / "build" / "against-build"
+    assert _against.build("x", tmp_path) == folder / "libclary.so"
     configure, make = (tmp_path / "asked").read_text().splitlines()
     assert "-DCLARY_CUDA=OFF" in configure and "-DCLARY_BUILD_TESTS=OFF" in configure and "Release" in configure
-    assert make == f"--build {tmp_path}/b --target clary --parallel {_timing.usable_cores()}"
+    assert make == f"--build {folder} --target clary --parallel {_timing.usable_cores()}"
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
     with pytest.raises(ValueError, match=r"no C\+\+ compiler \(no-such-compiler\)"):
-        _against.build("x", tmp_path, tmp_path / "b")
+        _against.build("x", tmp_path)
     monkeypatch.delenv("CXX")
     program(tmp_path, "cmake", "echo first; echo 'x.h:1: error: wombat' >&2; exit 1")
     with pytest.raises(ValueError, match="abc123 could not be built:\nfirst\nx.h:1: error: wombat"):
-        _against.build("abc123", tmp_path, tmp_path / "b")
+        _against.build("abc123", tmp_path)
 
 
 # ---- two libraries -----------------------------------------------------------------------------------------------

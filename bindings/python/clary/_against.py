@@ -42,10 +42,6 @@ class Checkout:
     ref: str
     commit: str
 
-    @property
-    def folder(self) -> pathlib.Path:
-        return self.root / "build" / "against"
-
     def describe(self) -> dict[str, Any]:
         """Which two were compared, for the JSON file."""
         changed = _git(self.root, "status", "--porcelain", "--untracked-files=no")
@@ -77,7 +73,7 @@ def find(ref: str, folder: pathlib.Path) -> Checkout:
 
 def extract(checkout: Checkout) -> pathlib.Path:
     """The sources of the commit, below build/against."""
-    folder = checkout.folder / checkout.commit
+    folder = checkout.root / "build" / "against" / checkout.commit
     if not folder.exists():
         partial = folder.with_name(f"{checkout.commit}.{os.getpid()}")
         partial.mkdir(parents=True)
@@ -89,8 +85,9 @@ def extract(checkout: Checkout) -> pathlib.Path:
     return folder
 
 
-def build(name: str, source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+def build(name: str, source: pathlib.Path) -> pathlib.Path:
     """The shared library, built where it is not up to date. Raises: ValueError with the end of what the build said."""
+    folder = source / "build" / "against-build"
     if shutil.which("cmake") is None:
         raise ValueError("--against: there is no cmake; scripts/setup.sh installs what a build needs")
     compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -101,7 +98,7 @@ def build(name: str, source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path
     configure = ["cmake", "-S", str(source), "-B", str(folder), *generator, *_BUILD]
     make = ["cmake", "--build", str(folder), "--target", "clary", "--parallel", str(_timing.usable_cores())]
     for command in (configure, make):
-        # Objects that both have in common are compiled once where there is a ccache.
+        # Objects that both have in common are compiled once where there is a ccache: to it, both have the same paths.
         cache = {"CCACHE_BASEDIR": str(source), "CCACHE_NOHASHDIR": "1"}
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **cache}
@@ -285,8 +282,7 @@ def compare(line: str, libraries: Sequence[Library], times: Times) -> dict[str, 
 def run(lines: Sequence[str], ref: str, times: Times) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Builds both and compares: results, and what the JSON file holds. Raises: ValueError, OSError, Error."""
     checkout = find(ref, pathlib.Path.cwd())
-    base = build(ref, extract(checkout), checkout.folder / f"{checkout.commit}-build")
-    tree = build("the working tree", checkout.root, checkout.folder / "tree-build")
+    base, tree = build(ref, extract(checkout)), build("the working tree", checkout.root)
     libraries = [Library(ref, base, times.threads), Library("the working tree", tree, times.threads)]
     results = []
     for n, line in enumerate(lines, 1):
