@@ -150,7 +150,7 @@ def test_columns_that_a_file_has(tmp_path: pathlib.Path) -> None:
     assert more == ["GB/s", "of plain reads", "density", "over density x dense", "x 1 thread"]
     first = rows.index(header) + 1
     assert [row[9:14] for row in rows[first : first + 3]] == [
-        ["17.3", "85.7%", "-", "-", "1.96"],
+        ["17.3", "85.7 %", "-", "-", "1.96"],
         ["-", "-", "0.250", "1.140", "-"],
         ["-", "-", "0.000", "-", "-"],
     ]

@@ -167,7 +167,7 @@ def _extras(result: dict[str, Any]) -> dict[str, str]:
     for name, (part, key, form) in _EXTRAS.items():
         value = result.get(part, {}).get(key)
         if value is not None:
-            found[name] = form.format(value)
+            found[name] = form.format(value).replace("%", " %")
     return found
 
 
