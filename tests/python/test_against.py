@@ -237,7 +237,7 @@ def test_a_slow_library_is_found(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Really timed, with a library that computes everything four times; where that is the commit's, nothing is slower."""
+    """Really timed, with a library that does everything four times; where that is the commit's, nothing is slower."""
     monkeypatch.chdir(checkout)
     monkeypatch.setattr(_against, "build", lambda name, *_: libraries[name == "the working tree"])
     real = _against.Library.call
