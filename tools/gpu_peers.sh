@@ -1,7 +1,8 @@
 #!/bin/bash
 # gpu_peers.sh FROM TO: installs flash-attn 3 and SageAttention into TO/site, for tools/gpu_torch.py to time. FROM holds their
 # wheels, or copies of their sources as flash-attention/hopper and SageAttention. Nothing is downloaded, and FROM is only read.
-# Run again after a stop, it goes on: sources are built in a copy in TO, where ninja finds what has been compiled.
+# Run again after a stop, it goes on: sources are built in a copy in TO, where ninja finds what has been compiled. Building
+# needs nvcc and the Python packages torch, setuptools, wheel, packaging and ninja.
 set -euo pipefail
 from=$1 to=$2
 if ! compgen -G "$from/*.whl" >/dev/null && [ ! -e "$from/flash-attention/hopper/setup.py" ] &&

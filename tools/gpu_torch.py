@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Times PyTorch's attention on the shapes of `clary_gpu_check bench`, in the same units. gpu_torch.py OUT.json
 
-Beside PyTorch's own kernels: flash-attn 3 and SageAttention, where they can be imported (tools/gpu_peers.sh installs them).
+Beside PyTorch's own kernels: flash-attn 3 and SageAttention, where they can be imported (tools/gpu_peers.sh installs
+them).
 """
 
 import importlib
