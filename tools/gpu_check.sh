@@ -67,7 +67,7 @@ if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 
 build() {
-  { ./scripts/setup.sh tests || true; } && cmake --preset release -DCLARY_CUDA=ON &&
+  { ./scripts/setup.sh tests || true; } && cmake --preset release -DCLARY_CUDA=ON -DCLARY_GPU_VARIANTS=ON &&
     cmake --build --preset release -j "$(nproc)" --target clary_gpu_check
 }
 if [ -n "${PROGRAM:-}" ]; then

@@ -155,6 +155,7 @@ void write_report(const std::string& path, const nlohmann::json& rows) {
   std::ofstream(path) << report.dump(1) << '\n';
 }
 
+#if defined(CLARY_GPU_VARIANTS)
 // The last head of the output of one run of a plan's attention kernel.
 std::vector<uint16_t> run_once(Bench& b, const cuda::ArchKernels& kernels, const cuda::CudaPlan& plan, const Shape& s,
                                cudaStream_t stream) {
@@ -225,6 +226,7 @@ int compare_variants(const Shape& s, cudaStream_t stream, nlohmann::json& rows) 
   }
   return wrong;
 }
+#endif
 
 }  // namespace
 
@@ -242,6 +244,7 @@ int bench(const std::string& path) {
   return 0;
 }
 
+#if defined(CLARY_GPU_VARIANTS)
 int variants(const std::string& path) {
   int major = 0;
   must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "device");
@@ -258,5 +261,10 @@ int variants(const std::string& path) {
   write_report(path, rows);
   return wrong;
 }
+#else
+int variants(const std::string&) {
+  return std::puts("built without variants: configure with -DCLARY_GPU_VARIANTS=ON"), 0;
+}
+#endif
 
 }  // namespace clary::check
