@@ -4,7 +4,7 @@ set -euo pipefail
 
 packages=(build-essential ccache cmake libcli11-dev libfmt-dev ninja-build nlohmann-json3-dev)
 if [ "${1:-}" = tests ]; then
-  packages+=(clang-14 clang-format-14 g++-aarch64-linux-gnu googletest libclang-rt-14-dev libgtest-dev pkg-config
+  packages+=(clang-14 clang-format-14 g++-aarch64-linux-gnu git googletest libclang-rt-14-dev libgtest-dev pkg-config
     python3-dev python3-venv qemu-user)
 fi
 
