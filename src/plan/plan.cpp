@@ -24,7 +24,7 @@ constexpr int64_t kItemsPerThread = 4;
 void choose_precision(Plan& plan) {
   const Problem& p = plan.problem;
   plan.budget = p.guard;
-  if (p.group * p.max_len_q <= kDirectRows) {
+  if (plan.is_direct(Precision::exact)) {
     plan.start = Precision::exact;
     plan.reason = "few rows: K and V are read once, as they lie, and nothing is rounded";
     return;

@@ -1,6 +1,9 @@
 #include "support/reads.h"
 
 #include <cstring>
+#include <numeric>
+
+#include "core/parallel.h"
 
 namespace clary::support {
 namespace {
@@ -30,18 +33,12 @@ uint64_t sum_widest(const std::byte* from, size_t words) {
 
 }  // namespace
 
-Reads::Reads(std::vector<Memory> memories, int threads) : memories_(std::move(memories)) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
-}
+Reads::Reads(std::vector<Memory> memories, int threads)
+    : memories_(std::move(memories)),
+      sums_(static_cast<size_t>(threads)),
+      pool_(std::make_unique<ThreadPool>(threads)) {}
 
-Reads::~Reads() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  wake_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
-}
+Reads::~Reads() = default;
 
 size_t Reads::bytes() const {
   size_t bytes = 0;
@@ -50,7 +47,7 @@ size_t Reads::bytes() const {
 }
 
 uint64_t Reads::stretch(size_t thread) const {
-  const size_t threads = workers_.size() + 1;
+  const size_t threads = sums_.size();
   uint64_t sum = 0;
   for (const Memory& memory : memories_) {
     const size_t words = memory.size() / sizeof(uint64_t);
@@ -60,33 +57,15 @@ uint64_t Reads::stretch(size_t thread) const {
   return sum;
 }
 
-void Reads::work(size_t thread) {
-  uint64_t seen = 0;
-  std::unique_lock lock(mutex_);
-  for (;;) {
-    wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
-    if (stop_) return;
-    seen = generation_;
-    lock.unlock();
-    const uint64_t sum = stretch(thread);
-    lock.lock();
-    total_ += sum;
-    if (--running_ == 0) done_.notify_one();
-  }
-}
-
 uint64_t Reads::sum() {
-  {
-    const std::lock_guard lock(mutex_);
-    running_ = workers_.size();
-    total_ = 0;
-    ++generation_;
-  }
-  wake_.notify_all();
-  const uint64_t own = stretch(0);
-  std::unique_lock lock(mutex_);
-  done_.wait(lock, [this] { return running_ == 0; });
-  return total_ + own;
+  pool_->run(
+      sums_.size(),
+      [](void* arg, size_t thread) {
+        auto& reads = *static_cast<Reads*>(arg);
+        reads.sums_[thread] = reads.stretch(thread);
+      },
+      this);
+  return std::accumulate(sums_.begin(), sums_.end(), uint64_t{0});
 }
 
 }  // namespace clary::support

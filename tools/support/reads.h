@@ -1,17 +1,19 @@
 // A plain sum over memory, by several threads at once: how fast this machine reads what a call has to read.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
+#include <memory>
 #include <span>
-#include <thread>
 #include <vector>
+
+namespace clary {
+class ThreadPool;
+}
 
 namespace clary::support {
 
-// Its threads wait between sums as those of a context do between calls, so that both pay the same for starting.
+// Its threads are a pool as a context has one, so that both pay the same for starting.
 class Reads {
  public:
   using Memory = std::span<const std::byte>;
@@ -29,15 +31,10 @@ class Reads {
 
  private:
   uint64_t stretch(size_t thread) const;
-  void work(size_t thread);
 
   std::vector<Memory> memories_;
-  std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
-  uint64_t generation_ = 0, total_ = 0;
-  size_t running_ = 0;
-  bool stop_ = false;
+  std::vector<uint64_t> sums_;  // of each thread
+  std::unique_ptr<ThreadPool> pool_;
 };
 
 }  // namespace clary::support
