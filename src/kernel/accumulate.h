@@ -31,6 +31,14 @@ class Accumulate {
 
  private:
   static constexpr int kPerStep = elements_per_step(S::kPv);
+  // Sum of P (V + 128) = sum of P V + 128 times the sum of the row's P.
+  static constexpr bool kUnsignedValues = V::kUnsignedValues && S::kPv == Element::i8;
+
+  static int32_t sum_bytes(const uint32_t* p, int steps) {
+    auto sum = V::set_i32(0);
+    for (int s = 0; s < steps; s += 16) sum = V::dot4_uu(sum, V::load_i32(p + s), V::set_i32(0x01010101));
+    return V::reduce_add_i32(sum);
+  }
 
   template <int N, class Hook>
   [[gnu::always_inline]] void group(const Unit& u, int channel, int& tile, Hook&& hook) {
@@ -44,8 +52,15 @@ class Accumulate {
         (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) +
         first_step;
     constexpr bool kAllRows = Pv::template kByVectors<N>;
+    int32_t sums[kUnitRows];
+    if constexpr (kUnsignedValues)
+      for (int r = 0; r < u.rows; ++r) sums[r] = sum_bytes(p + r * kStride, steps);
     for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Pv::kRows, ++tile) {
       const auto emit = [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
+        if constexpr (kUnsignedValues) {
+          const auto surplus = V::set_i32(128 * sums[row + r]);
+          unroll<N>([&](auto n) __attribute__((always_inline)) { acc[n] = V::sub_i32(acc[n], surplus); });
+        }
         add<N>(u, row + r, channel, acc);
       };
       if constexpr (kAllRows) {

@@ -105,10 +105,36 @@ struct Product {
       return V::dot2(acc, packed, broadcast);
     } else if constexpr (E == Element::i8w) {
       return V::dot2_i16(acc, packed, broadcast);
+    } else if constexpr (U == Unsigned::packed && V::kSignedKeys) {
+      return V::dot4_ss(acc, packed, broadcast);
     } else if constexpr (U == Unsigned::packed) {
       return V::dot4(acc, packed, broadcast);
+    } else if constexpr (V::kUnsignedValues) {
+      return V::dot4_uu(acc, broadcast, packed);
     } else {
       return V::dot4(acc, broadcast, packed);
+    }
+  }
+  template <int L, class Quad>
+  [[gnu::always_inline]] static Acc step_lane(Acc acc, I32 packed, Quad row) {
+    if constexpr (E == Element::f32) {
+      return V::template mul_add_lane<L>(V::as_f32(packed), row, acc);
+    } else if constexpr (E == Element::bf16) {
+      return V::template dot2_lane<L>(acc, packed, row);
+    } else if constexpr (U == Unsigned::packed) {
+      return V::template dot4_ss_lane<L>(acc, packed, row);
+    } else {
+      return V::template dot4_uu_lane<L>(acc, packed, row);
+    }
+  }
+  template <class Quad>
+  [[gnu::always_inline]] static Acc step_pair(Acc acc, I32 packed, Quad rows) {
+    if constexpr (E == Element::bf16) {
+      return V::dot4_bf16(acc, rows, packed);
+    } else if constexpr (U == Unsigned::packed) {
+      return V::dot8_ss(acc, rows, packed);
+    } else {
+      return V::dot8_us(acc, rows, packed);
     }
   }
 
@@ -126,19 +152,29 @@ struct Product {
         multiply_steps(acc, a, a_stride, b, b_stride, steps * turn / kHooks, steps * (turn + 1) / kHooks);
         hook(turn);
         // Without this the compiler moves accumulators to the stack to make room for the hook's temporaries.
-        unroll<R>([&](auto r) __attribute__((always_inline)) {
-          unroll<N>([&](auto v) __attribute__((always_inline)) { V::keep(acc[r][v]); });
-        });
+        keep(acc);
       });
     }
+  }
+
+  // For the compiler: each accumulator is in its register here.
+  template <int R, int N>
+  [[gnu::always_inline]] static void keep(Acc (&acc)[R][N]) {
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) { V::keep(acc[r][v]); });
+    });
   }
 
   template <int R, int N>
   [[gnu::always_inline]] static void multiply_steps(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
                                                     const uint32_t* b, int64_t b_stride, int begin, int end) {
     b += begin * b_stride;
+    int s = begin;
+    if constexpr (kInPairs<V, E>) return multiply_pairs(acc, a + s, a_stride, b, b_stride, end - s);
+    if constexpr (V::kLanes)
+      for (; s + 4 <= end; s += 4, b += 4 * b_stride) multiply_lanes(acc, a + s, a_stride, b, b_stride);
 #pragma GCC unroll 4
-    for (int s = begin; s < end; ++s, b += b_stride) {
+    for (; s < end; ++s, b += b_stride) {
       I32 packed[N];
       unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
       unroll<R>([&](auto r) __attribute__((always_inline)) {
@@ -146,6 +182,46 @@ struct Product {
         unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
       });
     }
+  }
+
+  // Four steps.
+  template <int R, int N>
+  [[gnu::always_inline]] static void multiply_lanes(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
+                                                    const uint32_t* b, int64_t b_stride) {
+    typename V::Quad rows[R];
+    unroll<R>([&](auto r) __attribute__((always_inline)) { rows[r] = V::load_quad(a + r * a_stride); });
+    unroll<4>([&](auto l) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) {
+        const I32 packed = V::load_i32(b + l * b_stride + v * 16);
+        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r][v] = step_lane<l>(acc[r][v], packed, rows[r]); });
+      });
+      // Without this g++ 12 loads all four steps first and has no registers left. The loop over f32 fits, and gets a
+      // copy of some accumulators from more than one.
+      if constexpr (E != Element::f32 || l == 3) keep(acc);
+    });
+  }
+
+  // `steps`: a multiple of 4. Accumulators of rows 2 p and 2 p + 1 hold both rows for half of the lanes until the end.
+  template <int R, int N>
+  [[gnu::always_inline]] static void multiply_pairs(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
+                                                    const uint32_t* b, int64_t b_stride, int steps) {
+    for (int s = 0; s < steps; s += 4, b += 4 * b_stride) {
+      typename V::Quad rows[R];
+      unroll<R>([&](auto r) __attribute__((always_inline)) { rows[r] = V::load_quad(a + r * a_stride + s); });
+      unroll<4>([&](auto l) __attribute__((always_inline)) {
+        unroll<N>([&](auto v) __attribute__((always_inline)) {
+          const I32 packed = V::load_i32(b + l * b_stride + v * 16);
+          unroll<R / 2>([&](auto p) __attribute__((always_inline)) {
+            const auto both = V::template pair<l / 2>(rows[2 * p], rows[2 * p + 1]);
+            acc[2 * p + l % 2][v] = step_pair(acc[2 * p + l % 2][v], packed, both);
+          });
+        });
+      });
+      keep(acc);  // or accumulators change places, with copies
+    }
+    unroll<R / 2>([&](auto p) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) { V::split_rows(acc[2 * p][v], acc[2 * p + 1][v]); });
+    });
   }
 };
 

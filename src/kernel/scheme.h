@@ -26,6 +26,9 @@ struct Scheme {
 // Which schemes run on the matrix engine of a set that has one.
 template <class V, class S>
 inline constexpr bool kUsesTiles = V::kHasTiles&& S::kQk != Element::f32;
+// INT8 keys are signed bytes; otherwise they have +128 and Queries knows what that adds to a score.
+template <class V, class S>
+inline constexpr bool kSignedKeys = V::kSignedKeys || kUsesTiles<V, S>;
 
 using ExactScheme = Scheme<Element::f32, Element::f32>;
 using Bf16Scheme = Scheme<Element::bf16, Element::bf16>;
@@ -40,6 +43,11 @@ template <class V>
 using Int8Scheme = Scheme<kInt8<V>, kProbabilities<V>>;
 template <class V>
 using Int4Scheme = Scheme<Element::i4, kProbabilities<V>>;
+
+// Products of two rows by two steps at once: packed vectors of steps 2 t and 2 t + 1 are interleaved (V::interleave),
+// and steps come in fours.
+template <class V, Element E>
+inline constexpr bool kInPairs = V::kPairs && (E == Element::bf16 || E == Element::i8 || E == Element::i4);
 
 inline constexpr float kLog2e = 1.44269504f;  // octaves per nat
 

@@ -109,7 +109,7 @@ class Scores {
       } else {
         const F32 step = V::load(a_.head->key_scales + at + v * 16);
         F32 y;
-        if constexpr (S::kQk == Element::i8w) {
+        if constexpr (S::kQk == Element::i8w || (S::kQk == Element::i8 && kSignedKeys<V, S>)) {
           y = V::mul(V::to_f32(acc[v]), step);
         } else if constexpr (S::kQk == Element::i8) {
           y = V::mul(V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row]))), step);

@@ -96,7 +96,7 @@ class Queries {
     }
     const int32_t total = V::reduce_add_i32(sum);
     s_.q_scale[r] = unit_ * top * (1.0f / 127);
-    s_.q_init[r] = S::kQk == Element::i8 && !kUsesTiles<V, S> ? -128 * total : 0;
+    s_.q_init[r] = S::kQk == Element::i8 && !kSignedKeys<V, S> ? -128 * total : 0;
     s_.q_sum[r] = static_cast<float>(total);
   }
 

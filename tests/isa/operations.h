@@ -63,6 +63,9 @@ struct Access {
   static I16 i16(const uint8_t* in, int i) {
     return M::load_i16(reinterpret_cast<const int16_t*>(in + kVectorBytes * i));
   }
+  static auto quad(const uint8_t* in, int i) {
+    return M::load_quad(reinterpret_cast<const uint32_t*>(in + kVectorBytes * i));
+  }
   static const uint16_t* words(const uint8_t* in) { return reinterpret_cast<const uint16_t*>(in); }
   static uint16_t* words(uint8_t* out) { return reinterpret_cast<uint16_t*>(out); }
   static float scalar(const uint8_t* in) { return *floats(in, 0); }
@@ -286,6 +289,60 @@ void add_bytes_as_words(Vocabulary& v) {
          [](In in, Out out) { A::put_i32(out, M::dot2_i16(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
 }
 
+// Four steps of a row in a register, and products that take one of them.
+template <class M>
+void add_lanes(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"dot4_ss", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot4_ss(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
+  v.add({"dot4_uu", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot4_uu(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
+  v.add({"mul_add_lane", kFloats, kFloat, 3, 64, [](In in, Out out) {
+           A::put(out, M::template mul_add_lane<1>(A::f32(in, 1), A::quad(in, 2), A::f32(in, 0)));
+         }});
+  v.add({"dot4_ss_lane", kSums, kExact, 3, 64, [](In in, Out out) {
+           A::put_i32(out, M::template dot4_ss_lane<2>(A::i32(in, 0), A::i32(in, 1), A::quad(in, 2)));
+         }});
+  v.add({"dot4_uu_lane", kSums, kExact, 3, 64, [](In in, Out out) {
+           A::put_i32(out, M::template dot4_uu_lane<3>(A::i32(in, 0), A::i32(in, 1), A::quad(in, 2)));
+         }});
+  v.add({"dot2_lane", kBf16Pairs, kFloat, 3, 64,
+         [](In in, Out out) { A::put(out, M::template dot2_lane<1>(A::f32(in, 0), A::i32(in, 1), A::quad(in, 2))); }});
+}
+
+// Products of pairs of rows.
+template <class M>
+void add_pairs(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"interleave", kBits, kExact, 2, 128, [](In in, Out out) {
+           typename M::I32 x = A::i32(in, 0), y = A::i32(in, 1);
+           M::interleave(x, y);
+           A::put_i32(out, x), A::put_i32(out + kVectorBytes, y);
+         }});
+  v.add({"split_rows", kBits, kExact, 2, 128, [](In in, Out out) {
+           typename M::I32 x = A::i32(in, 0), y = A::i32(in, 1);
+           M::split_rows(x, y);
+           A::put_i32(out, x), A::put_i32(out + kVectorBytes, y);
+         }});
+  v.add({"split_rows of floats", kAllFloats, kExact, 2, 128, [](In in, Out out) {
+           typename M::F32 x = A::f32(in, 0), y = A::f32(in, 1);
+           M::split_rows(x, y);
+           A::put(out, x), A::put(out + kVectorBytes, y);
+         }});
+  v.add({"dot8_ss, pair<0>", kSums, kExact, 5, 64, [](In in, Out out) {
+           const auto rows = M::template pair<0>(A::quad(in, 3), A::quad(in, 4));
+           A::put_i32(out, M::dot8_ss(A::i32(in, 0), rows, A::i32(in, 2)));
+         }});
+  v.add({"dot8_us, pair<1>", kSums, kExact, 5, 64, [](In in, Out out) {
+           const auto rows = M::template pair<1>(A::quad(in, 3), A::quad(in, 4));
+           A::put_i32(out, M::dot8_us(A::i32(in, 0), rows, A::i32(in, 2)));
+         }});
+}
+
 template <class M>
 Vocabulary make_vocabulary(bool native_dot2) {
   Vocabulary v{};
@@ -296,6 +353,8 @@ Vocabulary make_vocabulary(bool native_dot2) {
   add_integers<M>(v);
   add_words<M>(v);
   if constexpr (requires { &M::dot2_i16; }) add_bytes_as_words<M>(v);
+  if constexpr (requires { typename M::Quad; }) add_lanes<M>(v);
+  if constexpr (requires { &M::dot8_ss; }) add_pairs<M>(v);
   if constexpr (M::kHasTiles) add_tiles<M>(v), add_tile_words<M>(v);
   return v;
 }

@@ -12,12 +12,14 @@ namespace clary {
 
 struct Neon {
   static constexpr const char* kName = "neon";
-  // 16 accumulators, a vector, its correction for dot4 and the rows' broadcasts: 16 + 4 + 4 + 4 of 32 registers.
+  // 16 accumulators: 4 pipes times the 4 cycles of a multiply-add. Beside them a vector, the next one, and four steps
+  // of each row: 16 + 8 + 4 of 32 registers.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
+  static constexpr bool kSignedKeys = true, kUnsignedValues = true, kLanes = true, kPairs = false;
 
   struct F32 {
     float32x4_t a, b, c, d;
@@ -177,9 +179,8 @@ struct Neon {
   }
 
   // ---- dot products
-  // sdot has signed operands only: u = (u ^ 0x80 as signed) + 128. Cost per register: the sdot, and one subtraction of
-  // -128 * (sum of s), which depends on s alone, like the xor on u: where an operand is shared over the rows of a tile,
-  // its part is computed once.
+  // sdot has signed operands only: u = (u ^ 0x80 as signed) + 128. Products have dot4_ss and dot4_uu on codes that are
+  // packed to suit.
   static I32 dot4(I32 acc, I32 u, I32 s) {
     auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
       const int8x16_t x8 = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(x), vdupq_n_u8(0x80)));
@@ -189,10 +190,49 @@ struct Neon {
     };
     return each<I32>(dot, acc, u, s);
   }
+  static I32 dot4_ss(I32 acc, I32 a, I32 b) {
+    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
+      return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(y));
+    };
+    return each<I32>(dot, acc, a, b);
+  }
+  static I32 dot4_uu(I32 acc, I32 a, I32 b) {
+    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
+      return as_signed(vdotq_u32(as_unsigned(sum), vreinterpretq_u8_s32(x), vreinterpretq_u8_s32(y)));
+    };
+    return each<I32>(dot, acc, a, b);
+  }
   static F32 dot2(F32 acc, I32 a, I32 b) {
     const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
     acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
     return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
+  }
+
+  // ---- four steps of a row: a multiply-add takes its lane, so that no broadcast is on the vector pipes
+  using Quad = int32x4_t;
+  static Quad load_quad(const uint32_t* p) { return as_signed(vld1q_u32(p)); }
+  template <int L>
+  static F32 mul_add_lane(F32 x, Quad q, F32 acc) {
+    const float32x4_t row = vreinterpretq_f32_s32(q);
+    return each<F32>([&](auto a, auto sum) { return vfmaq_laneq_f32(sum, a, row, L); }, x, acc);
+  }
+  template <int L>
+  static F32 dot2_lane(F32 acc, I32 x, Quad q) {
+    const Quad high = vdupq_n_s32(static_cast<int32_t>(0xffff0000u));
+    acc = mul_add_lane<L>(as_f32(shift_left<16>(x)), vshlq_n_s32(q, 16), acc);
+    return mul_add_lane<L>(as_f32(and_i32(x, {high, high, high, high})), vandq_s32(q, high), acc);
+  }
+  template <int L>
+  static I32 dot4_ss_lane(I32 acc, I32 x, Quad q) {
+    const int8x16_t row = vreinterpretq_s8_s32(q);
+    return each<I32>([&](auto sum, auto a) { return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(a), row, L); }, acc, x);
+  }
+  template <int L>
+  static I32 dot4_uu_lane(I32 acc, I32 x, Quad q) {
+    auto dot = [&](auto sum, auto a) {
+      return as_signed(vdotq_laneq_u32(as_unsigned(sum), vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(q), L));
+    };
+    return each<I32>(dot, acc, x);
   }
 
   // ---- transposes
@@ -242,11 +282,7 @@ struct Neon {
     pack(0, x.a, y.a), pack(16, x.b, y.b), pack(32, x.c, y.c), pack(48, x.d, y.d);
   }
   [[gnu::always_inline]] static I16 exp2_i16(I16 d) {
-    const auto* table = reinterpret_cast<const uint8_t*>(kExp2Table.v.data());
-    const uint8x16x2_t t0 = vld2q_u8(table), t1 = vld2q_u8(table + 32);
-    const uint8x16x2_t t2 = vld2q_u8(table + 64), t3 = vld2q_u8(table + 96);
-    const uint8x16x4_t low = {{t0.val[0], t1.val[0], t2.val[0], t3.val[0]}};
-    const uint8x16x4_t high = {{t0.val[1], t1.val[1], t2.val[1], t3.val[1]}};
+    const uint8x16x4_t low = vld1q_u8_x4(kExp2ByteTable.v[0][0]), high = vld1q_u8_x4(kExp2ByteTable.v[1][0]);
     auto look_up = [&](int16x8_t& x, int16x8_t& y) {  // two registers at once: an index fills a byte
       const uint8x16_t index = vandq_u8(vuzp1q_u8(vreinterpretq_u8_s16(x), vreinterpretq_u8_s16(y)), vdupq_n_u8(63));
       const uint8x16_t l = vqtbl4q_u8(low, index), h = vqtbl4q_u8(high, index);
@@ -261,6 +297,8 @@ struct Neon {
   }
 
  protected:
+  static uint32x4_t as_unsigned(int32x4_t x) { return vreinterpretq_u32_s32(x); }
+  static int32x4_t as_signed(uint32x4_t x) { return vreinterpretq_s32_u32(x); }
   template <class R, class F, class... V>
   [[gnu::always_inline]] static R each(F f, V... v) {
     return {f(v.a...), f(v.b...), f(v.c...), f(v.d...)};
@@ -276,15 +314,18 @@ struct Neon {
     return vbslq_u32(vceqq_f32(x, x), rounded, vorrq_u32(bits, vdupq_n_u32(0x400000)));
   }
   [[gnu::always_inline]] static float32x4_t exp2_128(float32x4_t x) {
-    const float32x4_t r = vrndnq_f32(x), f = vsubq_f32(x, r);
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits: two additions on four pipes, where frintn
+    // and fcvtzs have two pipes and take them twice.
+    const float32x4_t magic = vdupq_n_f32(12582912.0f), shifted = vaddq_f32(x, magic);
+    const float32x4_t f = vsubq_f32(x, vsubq_f32(shifted, magic));
     float32x4_t p = vdupq_n_f32(kExp2Poly[4]);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[3]), p, f);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[2]), p, f);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[1]), p, f);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[0]), p, f);
     p = vfmaq_f32(vdupq_n_f32(1.0f), p, f);
-    // Adding r to the exponent is exact: no result in -125..126 leaves the normal numbers.
-    const int32x4_t scaled = vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(r), 23));
+    // Adding the integer to the exponent is exact: no result in -125..126 leaves the normal numbers.
+    const int32x4_t scaled = vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23));
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_s32(scaled), vcgeq_f32(x, vdupq_n_f32(-125.0f))));
   }
   static void transpose4(int32x4_t& a, int32x4_t& b, int32x4_t& c, int32x4_t& d) {
@@ -299,23 +340,60 @@ struct Neon {
   }
 };
 
-#if defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// The matrix instructions multiply 2 rows by 2 lanes, 8 bytes of each: twice the work of a dot product.
 struct I8mm : Neon {
   static constexpr const char* kName = "i8mm";
+  static constexpr bool kUnsignedValues = false, kPairs = true;
+
   static I32 dot4(I32 acc, I32 u, I32 s) {
     auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
       return vusdotq_s32(sum, vreinterpretq_u8_s32(x), vreinterpretq_s8_s32(y));
     };
     return each<I32>(dot, acc, u, s);
   }
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
   static F32 dot2(F32 acc, I32 a, I32 b) {
     auto dot = [](float32x4_t sum, int32x4_t x, int32x4_t y) {
       return vbfdotq_f32(sum, vreinterpretq_bf16_s32(x), vreinterpretq_bf16_s32(y));
     };
     return {dot(acc.a, a.a, b.a), dot(acc.b, a.b, b.b), dot(acc.c, a.c, b.c), dot(acc.d, a.d, b.d)};
   }
-#endif
+
+  // ---- pairs of rows
+  template <int H>
+  static Quad pair(Quad x, Quad y) {
+    const int64x2_t p = vreinterpretq_s64_s32(x), q = vreinterpretq_s64_s32(y);
+    return vreinterpretq_s32_s64(H == 0 ? vzip1q_s64(p, q) : vzip2q_s64(p, q));
+  }
+  static void interleave(I32& x, I32& y) {
+    const I32 p = x, q = y;
+    x = {vzip1q_s32(p.a, q.a), vzip2q_s32(p.a, q.a), vzip1q_s32(p.b, q.b), vzip2q_s32(p.b, q.b)};
+    y = {vzip1q_s32(p.c, q.c), vzip2q_s32(p.c, q.c), vzip1q_s32(p.d, q.d), vzip2q_s32(p.d, q.d)};
+  }
+  static void split_rows(I32& x, I32& y) {
+    const I32 p = x, q = y;
+    x = {pair<0>(p.a, p.b), pair<0>(p.c, p.d), pair<0>(q.a, q.b), pair<0>(q.c, q.d)};
+    y = {pair<1>(p.a, p.b), pair<1>(p.c, p.d), pair<1>(q.a, q.b), pair<1>(q.c, q.d)};
+  }
+  static void split_rows(F32& x, F32& y) {
+    I32 p = as_i32(x), q = as_i32(y);
+    split_rows(p, q);
+    x = as_f32(p), y = as_f32(q);
+  }
+  static I32 dot8_ss(I32 acc, Quad rows, I32 packed) {
+    auto dot = [&](auto sum, auto x) { return vmmlaq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(x)); };
+    return each<I32>(dot, acc, packed);
+  }
+  static I32 dot8_us(I32 acc, Quad rows, I32 packed) {
+    auto dot = [&](auto sum, auto x) { return vusmmlaq_s32(sum, vreinterpretq_u8_s32(rows), vreinterpretq_s8_s32(x)); };
+    return each<I32>(dot, acc, packed);
+  }
+  static F32 dot4_bf16(F32 acc, Quad rows, I32 packed) {
+    auto dot = [&](float32x4_t sum, int32x4_t x) {
+      return vbfmmlaq_f32(sum, vreinterpretq_bf16_s32(rows), vreinterpretq_bf16_s32(x));
+    };
+    return {dot(acc.a, packed.a), dot(acc.b, packed.b), dot(acc.c, packed.c), dot(acc.d, packed.d)};
+  }
 };
 #endif
 
