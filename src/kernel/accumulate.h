@@ -18,6 +18,8 @@ class Accumulate {
   // `hook`: see Product::run; called with the number of the register tile and its turn.
   template <class Hook = NoHook>
   [[gnu::always_inline]] void run(const Unit& u, Hook&& hook = {}) {
+    if constexpr (kUnsignedValues)
+      for (int r = 0; r < u.rows; ++r) surplus_[r] = 128 * sum_bytes(u, r);
     const int width = a_.sizes->value_width;
     int channel = 0, tile = 0;
     for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4>(u, channel, tile, hook);
@@ -34,9 +36,10 @@ class Accumulate {
   // Sum of P (V + 128) = sum of P V + 128 times the sum of the row's P.
   static constexpr bool kUnsignedValues = V::kUnsignedValues && S::kPv == Element::i8;
 
-  static int32_t sum_bytes(const uint32_t* p, int steps) {
+  int32_t sum_bytes(const Unit& u, int r) const {
     auto sum = V::set_i32(0);
-    for (int s = 0; s < steps; s += 16) sum = V::dot4_uu(sum, V::load_i32(p + s), V::set_i32(0x01010101));
+    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys)
+      sum = V::dot4_uu(sum, V::load_i32(s_.p + r * kBlockKeys + i), V::set_i32(0x01010101));
     return V::reduce_add_i32(sum);
   }
 
@@ -50,17 +53,11 @@ class Accumulate {
     constexpr int64_t kStride = kBlockKeys / kPerStep;
     const auto* p =
         (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) +
-        first_step;
+        first_step * (kInPairs<V, S::kPv> ? 2 : 1);
+    if constexpr (V::kQuarters) return group_in_quarters<N>(u, channel, p, v, steps);
     constexpr bool kAllRows = Pv::template kByVectors<N>;
-    int32_t sums[kUnitRows];
-    if constexpr (kUnsignedValues)
-      for (int r = 0; r < u.rows; ++r) sums[r] = sum_bytes(p + r * kStride, steps);
     for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Pv::kRows, ++tile) {
       const auto emit = [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
-        if constexpr (kUnsignedValues) {
-          const auto surplus = V::set_i32(128 * sums[row + r]);
-          unroll<N>([&](auto n) __attribute__((always_inline)) { acc[n] = V::sub_i32(acc[n], surplus); });
-        }
         add<N>(u, row + r, channel, acc);
       };
       if constexpr (kAllRows) {
@@ -73,6 +70,20 @@ class Accumulate {
             emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
       }
     }
+  }
+
+  template <int N>
+  [[gnu::always_inline]] void group_in_quarters(const Unit& u, int channel, const uint32_t* p, const uint32_t* v,
+                                                int steps) const {
+    const auto start = [&](int row) __attribute__((always_inline)) {
+      return V::set_i32(kUnsignedValues ? -surplus_[row] : 0);
+    };
+    Pv::template run_in_quarters<N>(
+        p, kBlockKeys / kPerStep, v, steps, u.rows,
+        start, [&](int row, int n, typename Pv::Acc acc) __attribute__((always_inline)) {
+          typename Pv::Acc one[1] = {acc};
+          add<1>(u, row, channel + n * 16, one);
+        });
   }
 
   template <int N>
@@ -93,6 +104,7 @@ class Accumulate {
 
   const AttendArgs& a_;
   const ItemState& s_;
+  int32_t surplus_[kUnitRows];  // of each row; only where values are unsigned
 };
 
 }  // namespace clary

@@ -50,8 +50,11 @@ double peak_work(clary_peak what, int64_t rounds) {
   const I32 ones = V::set_i32(0x01010101);
   const F32 one = V::set(1), tiny = V::set(1e-8f);
   const auto dot4 = [&](I32 acc, I32 x) __attribute__((always_inline)) {
-    if constexpr (V::kSignedKeys) return V::dot4_ss(acc, x, ones);
-    return V::dot4(acc, x, ones);
+    if constexpr (V::kSignedKeys) {
+      return V::dot4_ss(acc, x, ones);
+    } else {
+      return V::dot4(acc, x, ones);
+    }
   };
   const auto dot2 = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::dot2(acc, x, ones); };
   const auto fma = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::mul_add(acc, one, V::as_f32(x)); };

@@ -61,6 +61,20 @@ struct Product {
     for (int r = 0; r < rows; ++r) emit_from<N>(raw, r, emit);
   }
 
+  // Where a vector alone is a tile's width: as by vectors, but from the registers. Accumulators of row r begin at
+  // start(r); emit(r, vector, acc).
+  template <int N, class Start, class Emit>
+  [[gnu::always_inline]] static void run_in_quarters(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
+                                                     int rows, Start&& start, Emit&& emit) {
+    for (int n = 0; n < N; ++n)
+      for (int row = 0; row < rows; row += kRows) {
+        Acc acc[kRows][1];
+        unroll<kRows>([&](auto r) __attribute__((always_inline)) { acc[r][0] = from_bits(start(row + r)); });
+        multiply_steps(acc, a + row * a_stride, a_stride, b + n * 16, N * 16, 0, steps);
+        unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(row + r, n, acc[r][0]); });
+      }
+  }
+
  private:
   // Rows of a register tile whose steps need no temporaries.
   static constexpr int kWideRows = E == Element::f32 || E == Element::i8w ? V::kWideTileRows : V::kTileRows;
@@ -105,12 +119,8 @@ struct Product {
       return V::dot2(acc, packed, broadcast);
     } else if constexpr (E == Element::i8w) {
       return V::dot2_i16(acc, packed, broadcast);
-    } else if constexpr (U == Unsigned::packed && V::kSignedKeys) {
-      return V::dot4_ss(acc, packed, broadcast);
     } else if constexpr (U == Unsigned::packed) {
       return V::dot4(acc, packed, broadcast);
-    } else if constexpr (V::kUnsignedValues) {
-      return V::dot4_uu(acc, broadcast, packed);
     } else {
       return V::dot4(acc, broadcast, packed);
     }
@@ -169,18 +179,20 @@ struct Product {
   [[gnu::always_inline]] static void multiply_steps(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
                                                     const uint32_t* b, int64_t b_stride, int begin, int end) {
     b += begin * b_stride;
-    int s = begin;
-    if constexpr (kInPairs<V, E>) return multiply_pairs(acc, a + s, a_stride, b, b_stride, end - s);
-    if constexpr (V::kLanes)
-      for (; s + 4 <= end; s += 4, b += 4 * b_stride) multiply_lanes(acc, a + s, a_stride, b, b_stride);
+    if constexpr (kInPairs<V, E>) {  // here and by lanes steps come in fours, and begin at 0
+      multiply_pairs(acc, a, a_stride, b, b_stride, end);
+    } else if constexpr (V::kLanes) {
+      for (int s = 0; s < end; s += 4, b += 4 * b_stride) multiply_lanes(acc, a + s, a_stride, b, b_stride);
+    } else {
 #pragma GCC unroll 4
-    for (; s < end; ++s, b += b_stride) {
-      I32 packed[N];
-      unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
-        unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
-      });
+      for (int s = begin; s < end; ++s, b += b_stride) {
+        I32 packed[N];
+        unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
+          unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
+        });
+      }
     }
   }
 
@@ -206,14 +218,15 @@ struct Product {
   [[gnu::always_inline]] static void multiply_pairs(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
                                                     const uint32_t* b, int64_t b_stride, int steps) {
     for (int s = 0; s < steps; s += 4, b += 4 * b_stride) {
-      typename V::Quad rows[R];
-      unroll<R>([&](auto r) __attribute__((always_inline)) { rows[r] = V::load_quad(a + r * a_stride + s); });
+      typename V::Quad rows[R];  // two steps of two rows
+      unroll<R>([&](auto i) __attribute__((always_inline)) {
+        rows[i] = V::load_quad(a + i / 2 * 2 * a_stride + 2 * s + i % 2 * 4);
+      });
       unroll<4>([&](auto l) __attribute__((always_inline)) {
         unroll<N>([&](auto v) __attribute__((always_inline)) {
           const I32 packed = V::load_i32(b + l * b_stride + v * 16);
           unroll<R / 2>([&](auto p) __attribute__((always_inline)) {
-            const auto both = V::template pair<l / 2>(rows[2 * p], rows[2 * p + 1]);
-            acc[2 * p + l % 2][v] = step_pair(acc[2 * p + l % 2][v], packed, both);
+            acc[2 * p + l % 2][v] = step_pair(acc[2 * p + l % 2][v], packed, rows[2 * p + l / 2]);
           });
         });
       });

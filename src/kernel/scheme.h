@@ -45,7 +45,7 @@ template <class V>
 using Int4Scheme = Scheme<Element::i4, kProbabilities<V>>;
 
 // Products of two rows by two steps at once: packed vectors of steps 2 t and 2 t + 1 are interleaved (V::interleave),
-// and steps come in fours.
+// steps come in fours, and rows 2 p and 2 p + 1 lie in turns, two steps of each.
 template <class V, Element E>
 inline constexpr bool kInPairs = V::kPairs && (E == Element::bf16 || E == Element::i8 || E == Element::i4);
 
@@ -58,9 +58,11 @@ constexpr int elements_per_step(Element e) {
 // Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the
 // vectors by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
 //   vector j, lane 4 L + i  =  key 16 L + 4 j + i
-template <class S>
+template <class V, class S>
+inline constexpr bool kByQuads = S::kFixedPoint && !V::kQuarters;
+template <class V, class S>
 constexpr int packed_position(int key) {
-  if (!S::kFixedPoint) return key;
+  if (!kByQuads<V, S>) return key;
   const int quarter = key / 16, vector = key / 4 % 4, lane = key % 4;
   return vector * 16 + quarter * 4 + lane;
 }

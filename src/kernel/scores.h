@@ -16,6 +16,7 @@ struct Unit {
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
   int buffer = 0;  // which of the two s16 and top arrays is this unit's
+  bool plain = false;  // no key is hidden, and the scores are far from the bounds of fixed point
 };
 
 template <class V, class S>
@@ -24,6 +25,7 @@ class Scores {
   using F32 = typename V::F32;
   using I32 = typename V::I32;
   using Qk = Product<V, S::kQk, Unsigned::packed>;
+  using Acc = typename Qk::Acc;
 
   Scores(const AttendArgs& args, const ItemState& state) : a_(args), s_(state), steps_(args.sizes->key_steps) {}
 
@@ -47,16 +49,27 @@ class Scores {
   template <class Hook = NoHook>
   [[gnu::always_inline]] void fixed(const Unit& u, Hook&& hook = {}) {
     int16_t* s16 = s_.s16 + u.buffer * kUnitRows * kBlockKeys;
-    const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-      int16_t* to = s16 + row * kBlockKeys + panel * kPanelKeys;
-      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
-    };
-    each_row(u, store, hook);
+    if constexpr (V::kQuarters) {
+      fixed_in_quarters(u, s16);
+    } else {
+      const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+        int16_t* to = s16 + row * kBlockKeys + panel * kPanelKeys;
+        V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+        V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+      };
+      each_row(u, store, hook);
+    }
   }
 
   // Into s, in the order of the keys.
   void natural(const Unit& u) {
+    if constexpr (V::kQuarters) {
+      const auto start = [](int) __attribute__((always_inline)) { return V::set_i32(0); };
+      return each_vector(
+          u, start, [&](int row, int key, Acc acc) __attribute__((always_inline)) {
+            V::store(s_.s + row * kBlockKeys + key, scale(u, row, key, to_f32(acc)));
+          });
+    }
     each_row(
         u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
           if constexpr (S::kFixedPoint) V::transpose_quarters(x);
@@ -72,6 +85,37 @@ class Scores {
            int64_t{panel} * steps_ * kPanelKeys;
   }
 
+  // Up to here sums of products of INT8 codes stay below 2^22, where integers and floats are the same bits.
+  static constexpr int kSmallSteps = 64;
+
+  void fixed_in_quarters(const Unit& u, int16_t* s16) {
+    const bool small = u.plain && steps_ <= kSmallSteps;
+    const I32 first = small ? V::small_sums() : V::set_i32(0);
+    each_vector(
+        u, [&](int) __attribute__((always_inline)) { return first; },
+        [&](int row, int key, Acc acc) __attribute__((always_inline)) {
+          // In packed order the other 8 of 16 keys are 32 behind.
+          int16_t* to = s16 + row * kBlockKeys + key / kPanelKeys * kPanelKeys + key % kPanelKeys / 2;
+          if (small) [[likely]] {
+            V::store_small_words(to, 32, scale(u, row, key, V::to_f32_small(acc)));
+          } else {
+            V::store_words_saturated(to, 32, scale(u, row, key, V::to_f32(acc)));
+          }
+        });
+  }
+
+  // body(row of the unit, first of 16 keys of the block, accumulators)
+  template <class Start, class Body>
+  [[gnu::always_inline]] void each_vector(const Unit& u, Start&& start, Body&& body) {
+    const uint32_t* q = s_.q + u.first_row * s_.q_stride;
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel)
+      Qk::template run_in_quarters<4>(
+          q, s_.q_stride, panel_keys(u, panel), steps_, u.rows,
+          start, [&](int row, int n, Acc acc) __attribute__((always_inline)) {
+            body(row, panel * kPanelKeys + n * 16, acc);
+          });
+  }
+
   // body(row of the unit, panel, 4 vectors of scores)
   template <class Body, class Hook = NoHook>
   [[gnu::always_inline]] void each_row(const Unit& u, Body&& body, Hook&& hook = {}) {
@@ -82,7 +126,7 @@ class Scores {
       constexpr bool kAllRows = Qk::template kByVectors<4>;
       for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Qk::kRows, ++tile) {
         const int first = u.first_row + row;
-        const auto emit = [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
+        const auto emit = [&](int r, Acc(&acc)[4]) __attribute__((always_inline)) {
           F32 x[4];
           scale(first + r, at, acc, x);
           body(row + r, panel, x);
@@ -100,26 +144,48 @@ class Scores {
     }
   }
 
-  [[gnu::always_inline]] void scale(int row, int64_t at, typename Qk::Acc (&acc)[4], F32 (&x)[4]) const {
+  [[gnu::always_inline]] void scale(int row, int64_t at, Acc (&acc)[4], F32 (&x)[4]) const {
     const F32 q_scale = V::set(s_.q_scale[row]);
     const float* bias = s_.key_bias[row] + at;
     unroll<4>([&](auto v) __attribute__((always_inline)) {
-      if constexpr (!S::kIntegerQk) {
-        x[v] = V::mul_add(acc[v], q_scale, V::load(bias + v * 16));
+      F32 sum;
+      if constexpr (S::kQk == Element::i8 && !kSignedKeys<V, S>) {
+        sum = V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row])));
       } else {
-        const F32 step = V::load(a_.head->key_scales + at + v * 16);
-        F32 y;
-        if constexpr (S::kQk == Element::i8w || (S::kQk == Element::i8 && kSignedKeys<V, S>)) {
-          y = V::mul(V::to_f32(acc[v]), step);
-        } else if constexpr (S::kQk == Element::i8) {
-          y = V::mul(V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row]))), step);
-        } else {
-          const F32 zero = V::mul(V::load(a_.head->key_zeros + at + v * 16), V::set(s_.q_sum[row]));
-          y = V::mul_add(V::to_f32(acc[v]), step, zero);
-        }
-        x[v] = V::mul_add(y, q_scale, V::load(bias + v * 16));
+        sum = to_f32(acc[v]);
       }
+      x[v] = scale(row, at + v * 16, sum, q_scale, V::load(bias + v * 16));
     });
+  }
+
+  [[gnu::always_inline]] F32 scale(const Unit& u, int row, int key, F32 sum) const {
+    row += u.first_row;
+    const int64_t at = u.block * kBlockKeys + key;
+    return scale(row, at, sum, V::set(s_.q_scale[row]), V::load(s_.key_bias[row] + at));
+  }
+
+  // Scores of one row of the item and 16 keys from `at` of the head's.
+  [[gnu::always_inline]] F32 scale(int row, int64_t at, F32 sum, F32 q_scale, F32 bias) const {
+    if constexpr (!S::kIntegerQk) {
+      return V::mul_add(sum, q_scale, bias);
+    } else {
+      const F32 step = V::load(a_.head->key_scales + at);
+      F32 y;
+      if constexpr (S::kQk == Element::i4) {
+        y = V::mul_add(sum, step, V::mul(V::load(a_.head->key_zeros + at), V::set(s_.q_sum[row])));
+      } else {
+        y = V::mul(sum, step);
+      }
+      return V::mul_add(y, q_scale, bias);
+    }
+  }
+
+  [[gnu::always_inline]] static F32 to_f32(Acc sum) {
+    if constexpr (S::kIntegerQk) {
+      return V::to_f32(sum);
+    } else {
+      return sum;
+    }
   }
 
   const AttendArgs& a_;

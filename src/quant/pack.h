@@ -33,7 +33,7 @@ PackedSizes packed_sizes(int dim_qk, int dim_v) {
   sizes.tiles = kUsesTiles<V, S>;
   const bool nibbles = S::kQk == Element::i4 && !sizes.tiles;
   const int per_step = elements_per_step(S::kQk);
-  const int align = sizes.tiles ? 16 : kInPairs<V, S::kQk> ? 4 : nibbles ? 2 : 1;
+  const int align = sizes.tiles ? 16 : V::kLanes ? 4 : nibbles ? 2 : 1;
   sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, align));
   sizes.value_width = static_cast<int>(round_up(dim_v, sizes.tiles ? 32 : 16));
   sizes.key_block_bytes = int64_t{kBlockKeys} * sizes.key_steps * 4 / (nibbles ? 2 : 1);
@@ -121,7 +121,7 @@ class Packer {
   }
 
   static constexpr int position_of(int key) {
-    return key / kPanelKeys * kPanelKeys + packed_position<S>(key % kPanelKeys);
+    return key / kPanelKeys * kPanelKeys + packed_position<V, S>(key % kPanelKeys);
   }
 
   // One key into row `slot` of rows_, smoothed. Returns its norm.
@@ -321,7 +321,7 @@ class Packer {
   }
 
   static constexpr int key_at(int vector, int lane) {
-    return S::kFixedPoint ? 16 * (lane / 4) + 4 * vector + lane % 4 : 16 * vector + lane;
+    return kByQuads<V, S> ? 16 * (lane / 4) + 4 * vector + lane % 4 : 16 * vector + lane;
   }
 
   void store_steps(I32 (&x)[16], uint32_t* to, int step) {

@@ -11,6 +11,21 @@
 
 namespace clary {
 
+// kExp2Table as bytes for vpshufb: [low or high byte][entry / 16][entry mod 16].
+struct Exp2ByteTable {
+  alignas(64) uint8_t v[2][4][16];
+};
+
+constexpr Exp2ByteTable make_exp2_byte_table() {
+  Exp2ByteTable table{};
+  for (int i = 0; i < 64; ++i)
+    for (int byte = 0; byte < 2; ++byte)
+      table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] >> 8 * byte);
+  return table;
+}
+
+inline constexpr Exp2ByteTable kExp2ByteTable = make_exp2_byte_table();
+
 struct Avx2 {
   static constexpr const char* kName = "avx2";
   // 8 accumulators, and beside them one vector and one broadcast, both split for dot4 (4 + 2), which leaves 2 of 16
@@ -23,6 +38,7 @@ struct Avx2 {
   static constexpr bool kBytesAsWords = true;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
+  static constexpr bool kQuarters = false;
 
   struct F32 {
     __m256 lo, hi;

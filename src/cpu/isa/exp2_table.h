@@ -58,19 +58,4 @@ constexpr MantissaTable make_mantissa_table() {
 
 inline constexpr MantissaTable kMantissaTable = make_mantissa_table();
 
-// kExp2Table as bytes for look-ups in registers: [low or high byte][entry / 16][entry mod 16].
-struct Exp2ByteTable {
-  alignas(64) uint8_t v[2][4][16];
-};
-
-constexpr Exp2ByteTable make_exp2_byte_table() {
-  Exp2ByteTable table{};
-  for (int i = 0; i < 64; ++i)
-    for (int byte = 0; byte < 2; ++byte)
-      table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] >> 8 * byte);
-  return table;
-}
-
-inline constexpr Exp2ByteTable kExp2ByteTable = make_exp2_byte_table();
-
 }  // namespace clary

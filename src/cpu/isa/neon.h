@@ -10,6 +10,22 @@
 
 namespace clary {
 
+// 32640 * 2^(i/64), rounded like its double among the entries of kExp2Table: low bytes, high bytes.
+struct Exp2RisingBytes {
+  alignas(64) uint8_t v[2][64];
+};
+
+constexpr Exp2RisingBytes make_exp2_rising_bytes() {
+  Exp2RisingBytes table{};
+  for (int i = 0; i < 64; ++i) {
+    const int entry = i == 0 ? kExp2Table.v[0] / 2 : kExp2Table.v[64 - i];
+    table.v[0][i] = static_cast<uint8_t>(entry), table.v[1][i] = static_cast<uint8_t>(entry >> 8);
+  }
+  return table;
+}
+
+inline constexpr Exp2RisingBytes kExp2RisingBytes = make_exp2_rising_bytes();
+
 struct Neon {
   static constexpr const char* kName = "neon";
   // 16 accumulators: 4 pipes times the 4 cycles of a multiply-add. Beside them a vector, the next one, and four steps
@@ -20,6 +36,7 @@ struct Neon {
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr bool kSignedKeys = true, kUnsignedValues = true, kLanes = true, kPairs = false;
+  static constexpr bool kQuarters = true;
 
   struct F32 {
     float32x4_t a, b, c, d;
@@ -130,6 +147,10 @@ struct Neon {
   }
 
   // ---- conversions
+  // Sums of small integers that began at small_sums(), as floats: a subtraction, where scvtf takes two of four pipes
+  // twice.
+  static I32 small_sums() { return as_i32(set(kIntegers)); }
+  static F32 to_f32_small(I32 x) { return sub(as_f32(x), set(kIntegers)); }
   static I32 to_i32(F32 x) {
     return each<I32>([](auto a) { return vcvtnq_s32_f32(a); }, x);
   }
@@ -179,17 +200,7 @@ struct Neon {
   }
 
   // ---- dot products
-  // sdot has signed operands only: u = (u ^ 0x80 as signed) + 128. Products have dot4_ss and dot4_uu on codes that are
-  // packed to suit.
-  static I32 dot4(I32 acc, I32 u, I32 s) {
-    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
-      const int8x16_t x8 = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(x), vdupq_n_u8(0x80)));
-      const int8x16_t y8 = vreinterpretq_s8_s32(y);
-      const int32x4_t correction = vdotq_s32(vdupq_n_s32(0), y8, vdupq_n_s8(-128));
-      return vsubq_s32(vdotq_s32(sum, x8, y8), correction);
-    };
-    return each<I32>(dot, acc, u, s);
-  }
+  // sdot and udot have operands of one sign: codes are packed to suit.
   static I32 dot4_ss(I32 acc, I32 a, I32 b) {
     auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
       return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(y));
@@ -269,44 +280,63 @@ struct Neon {
   static I16 max_i16(I16 x, I16 y) {
     return each<I16>([](auto a, auto b) { return vmaxq_s16(a, b); }, x, y);
   }
-  template <int n>
-  static I16 shift_right_i16(I16 x) {
-    return each<I16>([](auto a) { return vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_s16(a), n)); }, x);
-  }
   static int16_t reduce_max_i16(I16 x) { return vmaxvq_s16(vmaxq_s16(vmaxq_s16(x.a, x.b), vmaxq_s16(x.c, x.d))); }
-  static I16 pack_i16(I32 x, I32 y) {
-    return each<I16>([](auto a, auto b) { return vqmovn_high_s32(vqmovn_s32(a), b); }, x, y);
-  }
-  static void store_u8(uint8_t* p, I16 x, I16 y) {
-    auto pack = [p](int i, int16x8_t a, int16x8_t b) { vst1q_u8(p + i, vqmovun_high_s16(vqmovun_s16(a), b)); };
+  template <int kBits>
+  static void store_u8_rounded(uint8_t* p, I16 x, I16 y) {
+    auto pack = [p](int i, int16x8_t a, int16x8_t b) {
+      vst1q_u8(p + i, vrshrn_high_n_u16(vrshrn_n_u16(words(a), kBits), words(b), kBits));
+    };
     pack(0, x.a, y.a), pack(16, x.b, y.b), pack(32, x.c, y.c), pack(48, x.d, y.d);
   }
-  [[gnu::always_inline]] static I16 exp2_i16(I16 d) {
-    const uint8x16x4_t low = vld1q_u8_x4(kExp2ByteTable.v[0][0]), high = vld1q_u8_x4(kExp2ByteTable.v[1][0]);
+  template <int kBits>
+  static void store_u8_rounded_apart(uint8_t* p, I16 x, I16 y) {
+    auto pack = [p](int i, int16x8_t a) { vst1_u8(p + 16 * i, vrshrn_n_u16(words(a), kBits)); };
+    pack(0, x.a), pack(1, y.a), pack(2, x.b), pack(3, y.b), pack(4, x.c), pack(5, y.c), pack(6, x.d), pack(7, y.d);
+  }
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low half: one operation on any of four pipes, where
+  // fcvtns takes two of two pipes twice, and sqxtn another.
+  static void store_small_words(int16_t* p, int apart, F32 x) {
+    const float32x4_t magic = vdupq_n_f32(kIntegers);
+    auto round = [&](float32x4_t v) { return vreinterpretq_s16_f32(vaddq_f32(v, magic)); };
+    vst1q_s16(p, vuzp1q_s16(round(x.a), round(x.b))), vst1q_s16(p + apart, vuzp1q_s16(round(x.c), round(x.d)));
+  }
+  static void store_words_saturated(int16_t* p, int apart, F32 x) {
+    const I32 i = to_i32(x);
+    vst1q_s16(p, vqmovn_high_s32(vqmovn_s32(i.a), i.b)), vst1q_s16(p + apart, vqmovn_high_s32(vqmovn_s32(i.c), i.d));
+  }
+  // One rounding shift of a table entry. The entries are those of kExp2Table from the other end, so that the shift is the
+  // exponent as it is: floored, not negated.
+  [[gnu::always_inline]] static I16 exp2_eighths(I16 w) {
+    const uint8x16x4_t low = vld1q_u8_x4(kExp2RisingBytes.v[0]), high = vld1q_u8_x4(kExp2RisingBytes.v[1]);
     auto look_up = [&](int16x8_t& x, int16x8_t& y) {  // two registers at once: an index fills a byte
       const uint8x16_t index = vandq_u8(vuzp1q_u8(vreinterpretq_u8_s16(x), vreinterpretq_u8_s16(y)), vdupq_n_u8(63));
       const uint8x16_t l = vqtbl4q_u8(low, index), h = vqtbl4q_u8(high, index);
-      x = shift_right_each(vreinterpretq_u16_u8(vzip1q_u8(l, h)), vshrq_n_s16(x, 6));
-      y = shift_right_each(vreinterpretq_u16_u8(vzip2q_u8(l, h)), vshrq_n_s16(y, 6));
+      x = shift_each(vreinterpretq_u16_u8(vzip1q_u8(l, h)), vshrq_n_s16(x, 6));
+      y = shift_each(vreinterpretq_u16_u8(vzip2q_u8(l, h)), vshrq_n_s16(y, 6));
     };
-    look_up(d.a, d.b), look_up(d.c, d.d);
-    return d;
+    look_up(w.a, w.b), look_up(w.c, w.d);
+    return w;
   }
   static I32 sum_pairs_u16(I16 x) {
     return each<I32>([](auto a) { return vreinterpretq_s32_u32(vpaddlq_u16(vreinterpretq_u16_s16(a))); }, x);
   }
 
  protected:
+  static constexpr float kIntegers = 12582912.0f;  // 1.5 * 2^23: floats within 2^22 of it are the integers
+  static uint16x8_t words(int16x8_t x) { return vreinterpretq_u16_s16(x); }
   static uint32x4_t as_unsigned(int32x4_t x) { return vreinterpretq_u32_s32(x); }
+  static int64x2_t wide(int32x4_t x) { return vreinterpretq_s64_s32(x); }
+  static int32x4_t narrow(int64x2_t x) { return vreinterpretq_s32_s64(x); }
   static int32x4_t as_signed(uint32x4_t x) { return vreinterpretq_s32_u32(x); }
   template <class R, class F, class... V>
   [[gnu::always_inline]] static R each(F f, V... v) {
     return {f(v.a...), f(v.b...), f(v.c...), f(v.d...)};
   }
-  // The high 16 bits of each lane.
+  // The high 16 bits of each lane; kStep: words from one register's to the next.
+  template <int kStep = 4>
   static void store_high_words(uint16_t* p, F32 x) {
-    auto f = [p](int i, float32x4_t v) { vst1_u16(p + i, vshrn_n_u32(vreinterpretq_u32_f32(v), 16)); };
-    f(0, x.a), f(4, x.b), f(8, x.c), f(12, x.d);
+    auto f = [p](int i, float32x4_t v) { vst1_u16(p + kStep * i, vshrn_n_u32(vreinterpretq_u32_f32(v), 16)); };
+    f(0, x.a), f(1, x.b), f(2, x.c), f(3, x.d);
   }
   static uint32x4_t round_to_bf16(float32x4_t x) {
     const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
@@ -316,7 +346,7 @@ struct Neon {
   [[gnu::always_inline]] static float32x4_t exp2_128(float32x4_t x) {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits: two additions on four pipes, where frintn
     // and fcvtzs have two pipes and take them twice.
-    const float32x4_t magic = vdupq_n_f32(12582912.0f), shifted = vaddq_f32(x, magic);
+    const float32x4_t magic = vdupq_n_f32(kIntegers), shifted = vaddq_f32(x, magic);
     const float32x4_t f = vsubq_f32(x, vsubq_f32(shifted, magic));
     float32x4_t p = vdupq_n_f32(kExp2Poly[4]);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[3]), p, f);
@@ -329,15 +359,12 @@ struct Neon {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_s32(scaled), vcgeq_f32(x, vdupq_n_f32(-125.0f))));
   }
   static void transpose4(int32x4_t& a, int32x4_t& b, int32x4_t& c, int32x4_t& d) {
-    auto wide = [](int32x4_t x) { return vreinterpretq_s64_s32(x); };
     const int64x2_t ab0 = wide(vtrn1q_s32(a, b)), ab1 = wide(vtrn2q_s32(a, b));
     const int64x2_t cd0 = wide(vtrn1q_s32(c, d)), cd1 = wide(vtrn2q_s32(c, d));
-    a = vreinterpretq_s32_s64(vtrn1q_s64(ab0, cd0)), c = vreinterpretq_s32_s64(vtrn2q_s64(ab0, cd0));
-    b = vreinterpretq_s32_s64(vtrn1q_s64(ab1, cd1)), d = vreinterpretq_s32_s64(vtrn2q_s64(ab1, cd1));
+    a = narrow(vtrn1q_s64(ab0, cd0)), c = narrow(vtrn2q_s64(ab0, cd0));
+    b = narrow(vtrn1q_s64(ab1, cd1)), d = narrow(vtrn2q_s64(ab1, cd1));
   }
-  static int16x8_t shift_right_each(uint16x8_t x, int16x8_t n) {
-    return vreinterpretq_s16_u16(vshlq_u16(x, vnegq_s16(n)));
-  }
+  static int16x8_t shift_each(uint16x8_t x, int16x8_t n) { return vreinterpretq_s16_u16(vrshlq_u16(x, n)); }
 };
 
 #if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
@@ -346,12 +373,6 @@ struct I8mm : Neon {
   static constexpr const char* kName = "i8mm";
   static constexpr bool kUnsignedValues = false, kPairs = true;
 
-  static I32 dot4(I32 acc, I32 u, I32 s) {
-    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
-      return vusdotq_s32(sum, vreinterpretq_u8_s32(x), vreinterpretq_s8_s32(y));
-    };
-    return each<I32>(dot, acc, u, s);
-  }
   static F32 dot2(F32 acc, I32 a, I32 b) {
     auto dot = [](float32x4_t sum, int32x4_t x, int32x4_t y) {
       return vbfdotq_f32(sum, vreinterpretq_bf16_s32(x), vreinterpretq_bf16_s32(y));
@@ -359,12 +380,11 @@ struct I8mm : Neon {
     return {dot(acc.a, a.a, b.a), dot(acc.b, a.b, b.b), dot(acc.c, a.c, b.c), dot(acc.d, a.d, b.d)};
   }
 
-  // ---- pairs of rows
-  template <int H>
-  static Quad pair(Quad x, Quad y) {
-    const int64x2_t p = vreinterpretq_s64_s32(x), q = vreinterpretq_s64_s32(y);
-    return vreinterpretq_s32_s64(H == 0 ? vzip1q_s64(p, q) : vzip2q_s64(p, q));
+  static void store_bf16_exact_apart(uint16_t* p, F32 a, F32 b) {
+    store_high_words<8>(p, a), store_high_words<8>(p + 32, b);
   }
+
+  // ---- pairs of rows
   static void interleave(I32& x, I32& y) {
     const I32 p = x, q = y;
     x = {vzip1q_s32(p.a, q.a), vzip2q_s32(p.a, q.a), vzip1q_s32(p.b, q.b), vzip2q_s32(p.b, q.b)};
@@ -372,8 +392,10 @@ struct I8mm : Neon {
   }
   static void split_rows(I32& x, I32& y) {
     const I32 p = x, q = y;
-    x = {pair<0>(p.a, p.b), pair<0>(p.c, p.d), pair<0>(q.a, q.b), pair<0>(q.c, q.d)};
-    y = {pair<1>(p.a, p.b), pair<1>(p.c, p.d), pair<1>(q.a, q.b), pair<1>(q.c, q.d)};
+    auto low = [](int32x4_t a, int32x4_t b) { return narrow(vzip1q_s64(wide(a), wide(b))); };
+    auto high = [](int32x4_t a, int32x4_t b) { return narrow(vzip2q_s64(wide(a), wide(b))); };
+    x = {low(p.a, p.b), low(p.c, p.d), low(q.a, q.b), low(q.c, q.d)};
+    y = {high(p.a, p.b), high(p.c, p.d), high(q.a, q.b), high(q.c, q.d)};
   }
   static void split_rows(F32& x, F32& y) {
     I32 p = as_i32(x), q = as_i32(y);
