@@ -1,219 +1,187 @@
 #!/usr/bin/env python3
 """What the NEON kernels should reach on Neoverse V1 and V2, by llvm-mca: a model, not a measurement.
 
-  model_neon.py [--sets neon,i8mm] [--cpus neoverse-v1,neoverse-v2]     prints two tables in Markdown
-  model_neon.py --self-test                                             plants loops and sees that they are found
+  model_neon.py [--sets neon,i8mm] [--presets exact,bf16,int8] [--dims 64,128] [--cpus neoverse-v1,neoverse-v2]
+  model_neon.py --self-test              disassembly and traces that are made up
 
-Compiles each kernel unit to assembly with the flags of the `neon` preset, takes the innermost loops of one unit (16 rows
-x 256 keys) and lets llvm-mca run them with all data in L1. First table: the loops. Second: all of a unit, the loops times
-their turns and FRAME, against the time its products would take if every pipe multiplied in every cycle.
+Runs one call under qemu, instruction by instruction, and hands what whole units (16 rows x 256 keys: Q K^T, softmax,
+P V, sums into O) executed to llvm-mca, with all data in L1 and every branch foreseen. Prints a table in Markdown: counts
+per unit, cycles, and the share of the time that the multiplies alone would take on every pipe.
 
-Needs g++-aarch64-linux-gnu and qemu's preset (scripts/setup.sh tests), and llvm-mca-19 (Debian: llvm-19), which setup.sh
+Needs g++-aarch64-linux-gnu and qemu-user 7 (scripts/setup.sh tests), and llvm-mca-19 (Debian: llvm-19), which setup.sh
 does not install. Exits 77 without them.
 """
 
 import argparse
 import collections
-import json
 import pathlib
 import re
-import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "neon"
+LIBRARY = BUILD / "libclary.so.0"
+COMMAND = BUILD / "tools" / "clary"
 MCA = "llvm-mca-19"
+BINUTILS = "aarch64-linux-gnu-"
+QEMU = ("qemu-aarch64", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu")
 SKIPPED = 77
-ROUNDS = 200  # of a loop in llvm-mca: its beginning and end are then 1 % at most
 
-MULTIPLIES = ("fmla", "sdot", "udot", "usdot", "smmla", "usmmla", "bfdot", "bfmmla")
+MULTIPLIES = ("fmla", "sdot", "udot", "smmla", "usmmla", "bfmmla")
 PIPES = 4  # vector pipes of both CPUs; each starts one of MULTIPLIES per cycle
-# Cycles of a register tile outside its loop: 16 registers set to zero (4 pipes), 16 stored (2 pipes); with pairs of rows
-# also 16 of split_rows (4 pipes).
-FRAME = {"neon": 4 + 8, "i8mm": 4 + 8 + 4}
-
+ROWS, KEYS = 16, 256
+CLASSES = {"neon": "Neon", "i8mm": "I8mm"}
 # Elements of a Scheme as they are mangled: f32, bf16, i8 (src/kernel/scheme.h).
 SCHEMES = {"exact": (0, 0), "bf16": (1, 1), "int8": (2, 2)}
-CODES_PER_STEP = {"exact": 1, "bf16": 2, "int8": 4}
+# Multiply-adds of one instruction; bf16 without bfmmla is f32.
+WORK = {("neon", "exact"): 4, ("neon", "bf16"): 4, ("neon", "int8"): 16,
+        ("i8mm", "exact"): 4, ("i8mm", "bf16"): 16, ("i8mm", "int8"): 32}
 
-Loop = collections.namedtuple("Loop", "function body")  # body: instructions, the branch back last
-
-
-def innermost_loops(assembly):
-    """Yields every loop that has no label in it, with the name of its function."""
-    function, body, label = "", [], ""
-    for line in assembly.splitlines():
-        if match := re.match(r"([\w.$]+):", line):
-            if match[1].startswith(".L"):
-                label, body = match[1], []
-            elif not match[1].startswith("."):
-                function, label = match[1], ""
-        elif re.match(r"\t[a-z]", line):
-            body.append(line.strip())
-            branch = re.match(r"(?:b\.?\w\w|cbn?z\s+\w+,|tbn?z\s+\w+, #?\d+,)\s+(\.L\d+)$", body[-1])
-            if branch and label and branch[1] == label:
-                yield Loop(function, tuple(body))
+Function = collections.namedtuple("Function", "address size name")
 
 
-def opcodes(loop):
-    return collections.Counter(line.split()[0] for line in loop.body)
+def output_of(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def multiplies(loop):
-    return sum(count for op, count in opcodes(loop).items() if op in MULTIPLIES)
-
-
-def belongs(loop, preset, member):
+def kernel_functions(symbols, isa, preset):
+    """Functions of one set and preset that work on units, from the output of nm -S."""
     qk, pv = SCHEMES[preset]
-    return member in loop.function and bool(re.search(rf"ElementE{qk}ELS\w+_{pv}EE", loop.function))
-
-
-def advance(loop):
-    """Bytes of the packed operand that a turn of a product's loop steps over: 4 steps x 64 for each vector of the group."""
-    found = [re.search(r"^add\s+(x\d+), \1, #?(\d+)$", line) for line in loop.body]
-    return max((int(match[2]) for match in found if match), default=0)
-
-
-def find_loops(assembly, preset):
-    """Name of a step -> the loops that the compiler made of it."""
-    loops = list(innermost_loops(assembly))
-    unit = [loop for loop in loops if belongs(loop, preset, "run_unit")]
-    softmax = unit + [loop for loop in loops if belongs(loop, preset, "Softmax")]
-    # Fixed-point scores are inlined into a unit; the others have a function.
-    scores = unit if preset == "int8" else [loop for loop in loops if belongs(loop, preset, "7natural")]
-    ops = {loop: opcodes(loop) for loop in (*scores, *softmax)}
-    # A register tile's loop multiplies each of its 16 accumulators at least twice; the epilogues that do convert.
-    tiles, values = ([loop for loop in these if multiplies(loop) >= 32 and not ops[loop]["scvtf"] and not ops[loop]["fcmge"]]
-                     for these in (scores, unit))
-    if scores is unit:
-        values = values[1:]
-    found = {"Q K^T": tiles[:1], "P V": [loop for loop in values if advance(loop) == 1024][:1],
-             "P V, rest of 16 to 48 channels": [loop for loop in values if advance(loop) < 1024]}
-    if preset == "int8":
-        found["scores"] = [loop for loop in unit if ops[loop]["sqxtn"] and ops[loop]["scvtf"]]
-        found["maxima"] = [loop for loop in unit if ops[loop]["smax"] and not ops[loop]["tbl"]]
-        found["exponentials"] = [loop for loop in softmax if ops[loop]["tbl"]]
-        found["sums into O"] = [loop for loop in unit if ops[loop]["fmul"] == 32 and ops[loop]["scvtf"]]
-    else:
-        found["scores"] = [loop for loop in scores if ops[loop]["fmla"] == 16]
-        found["maxima"] = [loop for loop in softmax if ops[loop]["fcmgt"] == 4 and not ops[loop]["bsl"]]
-        found["exponentials"] = [loop for loop in softmax if ops[loop]["fcmge"] and not ops[loop]["fdiv"]]
-        found["sums into O"] = [loop for loop in unit if ops[loop]["fmla"] == 16]
-    missing = [step for step, these in found.items() if not these]
-    if missing:
-        raise LookupError(f"{preset}: no loop for {', '.join(missing)}")
+    found = []
+    for line in symbols.splitlines():
+        words = line.split()
+        if len(words) != 4 or not re.search(f"{CLASSES[isa]}E", words[3]):
+            continue
+        if re.search(rf"(Attend|Softmax|Scores|Accumulate)I.*ElementE{qk}ELS\w+_{pv}EE", words[3]):
+            found.append(Function(int(words[0], 16), int(words[1], 16), words[3]))
     return found
 
 
-def turns(step, preset, dim):
-    """Turns of a step's loop for a unit of 16 rows x 256 keys; a product's loop takes four steps of 4 rows x 16 lanes."""
-    codes, fixed = CODES_PER_STEP[preset], preset == "int8"
-    return {
-        "Q K^T": 4 * 16 * dim / (4 * codes), "P V": 4 * dim / 16 * 256 / (4 * codes), "scores": 16 * 4,
-        "maxima": 16 * 256 / (64 if fixed else 16), "exponentials": 16 * 256 / (64 if fixed else 32),
-        "sums into O": 16 * dim / 64,
-    }.get(step, 0)
+def parse_disassembly(text):
+    """Address -> instruction as llvm-mca reads it: targets become offsets."""
+    instructions = {}
+    for line in text.splitlines():
+        if match := re.match(r"\s+([0-9a-f]+):\t(.*)", line):
+            instruction = match[2].split("//")[0].strip()
+            target = "#4096" if instruction.startswith("adrp") else "#8"
+            instructions[int(match[1], 16)] = re.sub(r"\b[0-9a-f]+ <[^>]*>", target, instruction)
+    return instructions
 
 
-def cycles(loop, cpu):
-    command = [MCA, "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={ROUNDS}"]
-    text = subprocess.run(command, input="\n".join(loop.body) + "\n", capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"Total Cycles:\s+(\d+)", text)[1]) / ROUNDS
+def executed(log, base):
+    """Addresses in the library of the instructions that qemu's log shows, in their order."""
+    return [int(address, 16) - base for address in re.findall(r"\[\w+/(\w+)/", log)]
 
 
-def compile_unit(name):
-    """The assembly of a kernel unit, by the command that the preset has for it."""
-    commands = json.loads((BUILD / "compile_commands.json").read_text())
-    (entry,) = (c for c in commands if c["file"].endswith(f"src/cpu/kernels_{name}.cpp"))
-    words = [word for word in shlex.split(entry["command"]) if not word.endswith("ccache")]
-    words[words.index("-o") + 1] = "-"
-    words[words.index("-c")] = "-S"
-    return subprocess.run(words, cwd=entry["directory"], capture_output=True, text=True, check=True).stdout
+def whole_units(addresses, entry):
+    """The instructions from the third unit to the last but one, and how many units these are."""
+    starts = [i for i, address in enumerate(addresses) if address == entry]
+    if len(starts) < 4:
+        raise LookupError(f"{len(starts)} units were run, too few")
+    return addresses[starts[2]:starts[-1]], len(starts) - 3
+
+
+def trace(isa, preset, dim):
+    functions = kernel_functions(output_of(BINUTILS + "nm", "-S", LIBRARY), isa, preset)
+    (entry,) = (f.address for f in functions if "run_unit" in f.name)
+    loaded = output_of(*QEMU, "-E", "LD_TRACE_LOADED_OBJECTS=1", COMMAND)
+    base = int(re.search(r"libclary\S* => \S+ \((0x\w+)\)", loaded)[1], 16)
+    ranges = ",".join(f"{base + f.address:#x}+{f.size:#x}" for f in functions)
+    with tempfile.TemporaryDirectory() as folder:
+        log = pathlib.Path(folder) / "log"
+        output_of(*QEMU, "-singlestep", "-d", "exec,nochain", "-dfilter", ranges, "-D", log, COMMAND, "check",
+                  f"lq32 lk1024 d{dim}", "--precision", preset, "--rows", "1", "--threads", "1", "--isa", isa)
+        return whole_units(executed(log.read_text(), base), entry)
+
+
+def kind(instruction):
+    name, _, operands = instruction.partition("\t") if "\t" in instruction else instruction.partition(" ")
+    if name in MULTIPLIES and re.search(r"v\d+\.\w+, *v\d+\.", operands):
+        return "multiplies"
+    if name.startswith("ld"):
+        return "loads"
+    if name.startswith("st"):
+        return "stores"
+    return "other vector" if re.search(r"\b[vqdsh]\d+\b", operands) else "scalar"
+
+
+def cycles(instructions, cpu):
+    command = [MCA, "-mtriple=aarch64", f"-mcpu={cpu}", "-iterations=1"]
+    text = subprocess.run(command, input="\n".join(instructions) + "\n", capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"Total Cycles:\s+(\d+)", text)[1])
+
+
+def row(isa, preset, dim, disassembly, cpus):
+    addresses, units = trace(isa, preset, dim)
+    instructions = [disassembly[address] for address in addresses]
+    counts = collections.Counter(map(kind, instructions))
+    ideal = 2 * ROWS * KEYS * dim / WORK[isa, preset] / PIPES
+    times = [cycles(instructions, cpu) / units for cpu in cpus]
+    return [isa, preset, str(dim), f"{ideal:.0f}",
+            *(f"{counts[what] / units:.0f}" for what in ("multiplies", "other vector", "loads", "stores", "scalar")),
+            *(f"{time:.0f}" for time in times), *(f"{100 * ideal / time:.0f} %" for time in times)]
 
 
 def table(rows):
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def loop_row(name, preset, step, loops, cpus):
-    """The slowest of the loops on the first CPU."""
-    loop = max(loops, key=lambda loop: cycles(loop, cpus[0]))
-    times = [cycles(loop, cpu) for cpu in cpus]
-    shares, what = ["-"] * len(cpus), "-"
-    if step.startswith(("Q K", "P V")):
-        shares = [f"{100 * multiplies(loop) / PIPES / time:.0f} %" for time in times]
-        op = next(op for op in opcodes(loop) if op in MULTIPLIES)
-        what = f"{opcodes(loop)[op]} {op}"
-    return [name, preset, step, str(len(loop.body)), what, *(f"{time:.1f}" for time in times), *shares]
-
-
-def unit_row(name, preset, dim, found, cpus):
-    """Share of the multiplies' own time in that of the products, and in that of everything."""
-    ideal = sum(turns(step, preset, dim) * multiplies(found[step][0]) / PIPES for step in ("Q K^T", "P V"))
-    cells = []
-    for cpu in cpus:
-        times = {step: turns(step, preset, dim) * cycles(loops[0], cpu) for step, loops in found.items()}
-        products = times["Q K^T"] + times["P V"] + (4 * 16 + 4 * dim / 16) * FRAME[name]
-        rest = sum(times[step] for step in ("scores", "maxima", "exponentials", "sums into O"))
-        cells += [f"{100 * ideal / products:.0f} %", f"{100 * ideal / (products + rest):.0f} %"]
-    return [name, preset, str(dim), f"{ideal:.0f}", *cells]
-
-
-def model(name, cpus):
-    """Rows of both tables for one set."""
-    assembly = compile_unit(name)
-    found = {preset: find_loops(assembly, preset) for preset in SCHEMES}
-    loops = [loop_row(name, preset, step, these, cpus) for preset in SCHEMES for step, these in found[preset].items()]
-    units = [unit_row(name, preset, dim, found[preset], cpus) for preset in SCHEMES for dim in (64, 128)]
-    return loops, units
-
-
 def self_test():
-    loop = "\n".join(["\tsdot\tv0.4s, v1.16b, v2.4b[0]"] * 64)
-    assembly = "\n".join([
-        "_ZN3FooE:", ".L1:", "\tadd\tx0, x0, 1", ".L2:", loop, "\tcmp\tx0, x1", "\tbne\t.L2", "\tb\t.L1",
-        "_ZN3BarE:", ".L2:", "\tret", ".L3:", "\tcbnz\tx0, .L3", "\tfmla\tv0.4s, v1.4s, v2.4s", "\tb.ne\t.L2"])
-    loops = list(innermost_loops(assembly))
-    assert [loop.function for loop in loops] == ["_ZN3FooE", "_ZN3BarE"], loops
-    assert opcodes(loops[0]) == {"sdot": 64, "cmp": 1, "bne": 1} and multiplies(loops[0]) == 64
-    assert loops[1].body == ("cbnz\tx0, .L3",)
-    name = "_ZN5clary6AttendINS_4NeonENS_6SchemeILNS_7ElementE2ELS3_2EEEE8run_unitERKNS_4UnitENS5_4TileE"
-    assert belongs(Loop(name, ()), "int8", "run_unit") and not belongs(Loop(name, ()), "bf16", "run_unit")
-    assert not belongs(Loop(name.replace("ELS3_2E", "ELS3_1E"), ()), "int8", "run_unit")  # int8_f16
+    text = "\n".join(["0000000000000010 <f>:", "      10:\tadrp\tx0, 5000 <g+0x4>", "      14:\tb.ne\t10 <f>  // b.any",
+                      "      18:\tsdot\tv0.4s, v1.16b, v2.4b[0]"])
+    assert parse_disassembly(text) == {
+        0x10: "adrp\tx0, #4096", 0x14: "b.ne\t#8", 0x18: "sdot\tv0.4s, v1.16b, v2.4b[0]"}
+    kinds = {"sdot\tv0.4s, v1.16b, v2.4b[0]": "multiplies", "fmla\tv0.4s, v1.4s, v2.s[1]": "multiplies",
+             "ldp\tq0, q1, [x0]": "loads", "str\tq0, [x1, #16]": "stores", "dup\tv0.4s, w1": "other vector",
+             "add\tx0, x1, #0x40": "scalar", "b.ne\t#8": "scalar"}
+    assert {instruction: kind(instruction) for instruction in kinds} == kinds
+    log = "Trace 0: 0x7f [0000000000000000/0000005500000010/80000001/ff000201]\nTrace 0: 0x7f [00/0000005500000014/80/ff]\n"
+    assert executed(log, 0x5500000000) == [0x10, 0x14]
+    units = [1, 2, 1, 3, 1, 4, 4, 1, 5, 1]
+    assert whole_units(units, 1) == ([1, 4, 4, 1, 5], 2)
     try:
-        find_loops(assembly, "int8")
+        whole_units(units, 5)
     except LookupError as error:
-        assert "no loop for Q K^T" in str(error)
+        assert "1 units" in str(error)
     else:
-        raise AssertionError("loops that are not there were not missed")
-    assert turns("Q K^T", "int8", 64) * 16 * 4 * 4 * 4 == 16 * 256 * 64  # rows x keys x channels
-    assert turns("P V", "bf16", 128) * 16 * 4 * 4 * 2 == 16 * 256 * 128
+        raise AssertionError("units that were not run were not missed")
+    name = "_ZN5clary6AttendINS_4NeonENS_6SchemeILNS_7ElementE2ELS3_2EEEE8run_unitERKNS_4UnitENS5_4TileE"
+    symbols = f"0000000000000010 0000000000000020 t {name}\n0000000000000030 0000000000000008 T _ZN5clary4NeonEv\n"
+    assert kernel_functions(symbols, "neon", "int8") == [Function(16, 32, name)]
+    assert not kernel_functions(symbols, "neon", "bf16") and not kernel_functions(symbols, "i8mm", "int8")
+    assert not kernel_functions(symbols.replace("ELS3_2E", "ELS3_1E"), "neon", "int8")  # int8_f16
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sets", default="neon,i8mm")
+    parser.add_argument("--presets", default="exact,bf16,int8")
+    parser.add_argument("--dims", default="64,128")
     parser.add_argument("--cpus", default="neoverse-v1,neoverse-v2")
     parser.add_argument("--self-test", action="store_true")
     options = parser.parse_args()
     if options.self_test:
         return self_test()
-    for program in (MCA, "aarch64-linux-gnu-g++"):
+    for program in (MCA, "aarch64-linux-gnu-g++", QEMU[0]):
         if not shutil.which(program):
-            print(f"model_neon: there is no {program}; on Debian: apt-get install llvm-19 g++-aarch64-linux-gnu")
+            print(f"model_neon: there is no {program}; on Debian: apt-get install llvm-19 g++-aarch64-linux-gnu qemu-user")
             sys.exit(SKIPPED)
-    subprocess.run(["cmake", "--preset", "neon"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    if not COMMAND.exists():
+        sys.exit("model_neon: build it first: cmake --preset neon && cmake --build --preset neon --target clary_command")
+    disassembly = parse_disassembly(output_of(BINUTILS + "objdump", "-d", "--no-show-raw-insn", LIBRARY))
     cpus = options.cpus.split(",")
-    loops, units = zip(*(model(name, cpus) for name in options.sets.split(",")))
     short = [cpu.removeprefix("neoverse-").upper() for cpu in cpus]
-    header = ["set", "preset", "step", "instructions", "multiplies"]
-    print(table([header + [f"cycles {c}" for c in short] + [f"share {c}" for c in short], *sum(loops, [])]), end="\n\n")
-    header = ["set", "preset", "head dim", "cycles of multiplies"]
-    print(table([header + sum(([f"products {c}", f"all {c}"] for c in short), []), *sum(units, [])]))
-    return None
+    rows = [["set", "preset", "head dim", "cycles of multiplies", "multiplies", "other vector", "loads", "stores", "scalar",
+             *(f"cycles {cpu}" for cpu in short), *(f"share {cpu}" for cpu in short)]]
+    for isa in options.sets.split(","):
+        for preset in options.presets.split(","):
+            for dim in map(int, options.dims.split(",")):
+                rows.append(row(isa, preset, dim, disassembly, cpus))
+    print(table(rows))
 
 
 if __name__ == "__main__":

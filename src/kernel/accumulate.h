@@ -72,17 +72,20 @@ class Accumulate {
     }
   }
 
+  // With copies of the pointers: stores of O may alias where they are kept.
   template <int N>
   [[gnu::always_inline]] void group_in_quarters(const Unit& u, int channel, const uint32_t* p, const uint32_t* v,
                                                 int steps) const {
+    const int width = a_.sizes->value_width;
+    float* const o = s_.o + int64_t{u.first_row} * width + channel;
+    const float *const alpha = s_.alpha, *const beta = s_.beta, *const scales = value_scales(u, channel);
     const auto start = [&](int row) __attribute__((always_inline)) {
       return V::set_i32(kUnsignedValues ? -surplus_[row] : 0);
     };
     Pv::template run_in_quarters<N>(
         p, kBlockKeys / kPerStep, v, steps, u.rows,
         start, [&](int row, int n, typename Pv::Acc acc) __attribute__((always_inline)) {
-          typename Pv::Acc one[1] = {acc};
-          add<1>(u, row, channel + n * 16, one);
+          add(o + row * width + n * 16, V::set(alpha[row]), beta[row], S::kFixedPoint ? scales + n * 16 : nullptr, acc);
         });
   }
 
@@ -91,15 +94,24 @@ class Accumulate {
     float* o = s_.o + int64_t{u.first_row + row} * a_.sizes->value_width + channel;
     const F32 alpha = V::set(s_.alpha[row]);
     unroll<N>([&](auto n) __attribute__((always_inline)) {
-      const F32 old = V::load(o + n * 16);
-      if constexpr (S::kFixedPoint) {
-        const float* scale = a_.head->value_scales + u.block * a_.sizes->value_width + channel;
-        const F32 weight = V::mul(V::set(s_.beta[row]), V::load(scale + n * 16));
-        V::store(o + n * 16, V::mul_add(V::to_f32(acc[n]), weight, V::mul(old, alpha)));
-      } else {
-        V::store(o + n * 16, V::mul_add(old, alpha, acc[n]));
-      }
+      add(o + n * 16, alpha, s_.beta[row], value_scales(u, channel + n * 16), acc[n]);
     });
+  }
+
+  [[gnu::always_inline]] static void add(float* o, F32 alpha, float beta, const float* scales, typename Pv::Acc acc) {
+    const F32 old = V::load(o);
+    if constexpr (S::kFixedPoint) {
+      const F32 weight = V::mul(V::set(beta), V::load(scales));
+      V::store(o, V::mul_add(V::to_f32(acc), weight, V::mul(old, alpha)));
+    } else {
+      V::store(o, V::mul_add(old, alpha, acc));
+    }
+  }
+
+  // Where values have scales.
+  [[gnu::always_inline]] const float* value_scales(const Unit& u, int channel) const {
+    if constexpr (!S::kFixedPoint) return nullptr;
+    return a_.head->value_scales + u.block * a_.sizes->value_width + channel;
   }
 
   const AttendArgs& a_;

@@ -99,9 +99,7 @@ class ItemKernel {
   }
 
   // Whether its panels have no padding.
-  bool ends_within(const Unit& u) const {
-    return u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k;
-  }
+  bool ends_within(const Unit& u) const { return u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k; }
 
   // The smallest and the largest block_live of the rows.
   std::pair<int, int> live_rows(const Unit& u) const {

@@ -229,8 +229,8 @@ struct Product {
             acc[2 * p + l % 2][v] = step_pair(acc[2 * p + l % 2][v], packed, rows[2 * p + l / 2]);
           });
         });
+        keep(acc);  // or accumulators change places, with copies
       });
-      keep(acc);  // or accumulators change places, with copies
     }
     unroll<R / 2>([&](auto p) __attribute__((always_inline)) {
       unroll<N>([&](auto v) __attribute__((always_inline)) { V::split_rows(acc[2 * p][v], acc[2 * p + 1][v]); });

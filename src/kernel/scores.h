@@ -15,7 +15,7 @@ struct Unit {
   int real_rows = 0;
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
-  int buffer = 0;  // which of the two s16 and top arrays is this unit's
+  int buffer = 0;      // which of the two s16 and top arrays is this unit's
   bool plain = false;  // no key is hidden, and the scores are far from the bounds of fixed point
 };
 
@@ -64,10 +64,12 @@ class Scores {
   // Into s, in the order of the keys.
   void natural(const Unit& u) {
     if constexpr (V::kQuarters) {
+      const Factors f = factors();
       const auto start = [](int) __attribute__((always_inline)) { return V::set_i32(0); };
       return each_vector(
           u, start, [&](int row, int key, Acc acc) __attribute__((always_inline)) {
-            V::store(s_.s + row * kBlockKeys + key, scale(u, row, key, to_f32(acc)));
+            V::store(s_.s + row * kBlockKeys + key,
+                     scale(f, u.first_row + row, u.block * kBlockKeys + key, to_f32(acc)));
           });
     }
     each_row(
@@ -91,15 +93,18 @@ class Scores {
   void fixed_in_quarters(const Unit& u, int16_t* s16) {
     const bool small = u.plain && steps_ <= kSmallSteps;
     const I32 first = small ? V::small_sums() : V::set_i32(0);
+    const Factors f = factors();
+    const int first_row = u.first_row;
+    const int64_t first_key = u.block * kBlockKeys;
     each_vector(
         u, [&](int) __attribute__((always_inline)) { return first; },
         [&](int row, int key, Acc acc) __attribute__((always_inline)) {
           // In packed order the other 8 of 16 keys are 32 behind.
           int16_t* to = s16 + row * kBlockKeys + key / kPanelKeys * kPanelKeys + key % kPanelKeys / 2;
           if (small) [[likely]] {
-            V::store_small_words(to, 32, scale(u, row, key, V::to_f32_small(acc)));
+            V::store_small_words(to, 32, scale(f, first_row + row, first_key + key, V::to_f32_small(acc)));
           } else {
-            V::store_words_saturated(to, 32, scale(u, row, key, V::to_f32(acc)));
+            V::store_words_saturated(to, 32, scale(f, first_row + row, first_key + key, V::to_f32(acc)));
           }
         });
   }
@@ -108,9 +113,10 @@ class Scores {
   template <class Start, class Body>
   [[gnu::always_inline]] void each_vector(const Unit& u, Start&& start, Body&& body) {
     const uint32_t* q = s_.q + u.first_row * s_.q_stride;
-    for (int panel = u.panel_begin; panel < u.panel_end; ++panel)
+    const int rows = u.rows, end = u.panel_end;
+    for (int panel = u.panel_begin; panel < end; ++panel)
       Qk::template run_in_quarters<4>(
-          q, s_.q_stride, panel_keys(u, panel), steps_, u.rows,
+          q, s_.q_stride, panel_keys(u, panel), steps_, rows,
           start, [&](int row, int n, Acc acc) __attribute__((always_inline)) {
             body(row, panel * kPanelKeys + n * 16, acc);
           });
@@ -145,8 +151,6 @@ class Scores {
   }
 
   [[gnu::always_inline]] void scale(int row, int64_t at, Acc (&acc)[4], F32 (&x)[4]) const {
-    const F32 q_scale = V::set(s_.q_scale[row]);
-    const float* bias = s_.key_bias[row] + at;
     unroll<4>([&](auto v) __attribute__((always_inline)) {
       F32 sum;
       if constexpr (S::kQk == Element::i8 && !kSignedKeys<V, S>) {
@@ -154,27 +158,29 @@ class Scores {
       } else {
         sum = to_f32(acc[v]);
       }
-      x[v] = scale(row, at + v * 16, sum, q_scale, V::load(bias + v * 16));
+      x[v] = scale(factors(), row, at + v * 16, sum);
     });
   }
 
-  [[gnu::always_inline]] F32 scale(const Unit& u, int row, int key, F32 sum) const {
-    row += u.first_row;
-    const int64_t at = u.block * kBlockKeys + key;
-    return scale(row, at, sum, V::set(s_.q_scale[row]), V::load(s_.key_bias[row] + at));
+  // What turns products into scores. A copy of the pointers: stores of scores may alias where they are kept.
+  struct Factors {
+    const float *q_scale, *q_sum, *steps, *zeros;
+    const float* const* bias;
+  };
+  [[gnu::always_inline]] Factors factors() const {
+    return {s_.q_scale, s_.q_sum, a_.head->key_scales, a_.head->key_zeros, s_.key_bias};
   }
-
   // Scores of one row of the item and 16 keys from `at` of the head's.
-  [[gnu::always_inline]] F32 scale(int row, int64_t at, F32 sum, F32 q_scale, F32 bias) const {
+  [[gnu::always_inline]] static F32 scale(const Factors& f, int row, int64_t at, F32 sum) {
+    const F32 q_scale = V::set(f.q_scale[row]), bias = V::load(f.bias[row] + at);
     if constexpr (!S::kIntegerQk) {
       return V::mul_add(sum, q_scale, bias);
     } else {
-      const F32 step = V::load(a_.head->key_scales + at);
       F32 y;
       if constexpr (S::kQk == Element::i4) {
-        y = V::mul_add(sum, step, V::mul(V::load(a_.head->key_zeros + at), V::set(s_.q_sum[row])));
+        y = V::mul_add(sum, V::load(f.steps + at), V::mul(V::load(f.zeros + at), V::set(f.q_sum[row])));
       } else {
-        y = V::mul(sum, step);
+        y = V::mul(sum, V::load(f.steps + at));
       }
       return V::mul_add(y, q_scale, bias);
     }

@@ -142,7 +142,8 @@ class Softmax {
   [[gnu::always_inline]] void store_bytes(int r, int panel, I16 (&x)[2]) const {
     const int at = r * kBlockKeys + panel * kPanelKeys;
     if constexpr (kInPairs<V, S::kPv>) {
-      V::template store_u8_rounded_apart<5>(s_.p + r / 2 * 2 * kBlockKeys + panel * 2 * kPanelKeys + r % 2 * 8, x[0], x[1]);
+      V::template store_u8_rounded_apart<5>(s_.p + r / 2 * 2 * kBlockKeys + panel * 2 * kPanelKeys + r % 2 * 8, x[0],
+                                            x[1]);
     } else if constexpr (V::kQuarters) {
       V::template store_u8_rounded<5>(s_.p + at, x[0], x[1]);
     } else {

@@ -241,7 +241,8 @@ class Packer {
       if constexpr (S::kQk == Element::i8w) {
         V::store_words(reinterpret_cast<int16_t*>(image) + c, code);
       } else {
-        V::store_i8(reinterpret_cast<uint8_t*>(image) + c, kSignedKeys<V, S> ? code : V::add_i32(code, V::set_i32(128)));
+        V::store_i8(reinterpret_cast<uint8_t*>(image) + c,
+                    kSignedKeys<V, S> ? code : V::add_i32(code, V::set_i32(128)));
       }
     }
   }

@@ -243,30 +243,24 @@ void add_quarters(Vocabulary& v) {
   using A = Access<M>;
   using enum Domain;
   using enum Result;
-  v.add({"exp2_eighths", kExponents, kExact, 1, 64, [](In in, Out out) {
-           A::put_i16(out, M::exp2_eighths(M::sub_i16(M::set_i16(-128), A::i16(in, 0))));
-         }});
-  v.add({"store_u8_rounded", kExponents, kExact, 2, 64, [](In in, Out out) {
-           M::template store_u8_rounded<2>(out, A::i16(in, 0), A::i16(in, 1));
-         }});
-  v.add({"store_u8_rounded_apart", kExponents, kExact, 2, 120, [](In in, Out out) {
-           M::template store_u8_rounded_apart<2>(out, A::i16(in, 0), A::i16(in, 1));
-         }});
+  v.add({"exp2_eighths", kExponents, kExact, 1, 64,
+         [](In in, Out out) { A::put_i16(out, M::exp2_eighths(M::sub_i16(M::set_i16(-128), A::i16(in, 0)))); }});
+  v.add({"store_u8_rounded", kExponents, kExact, 2, 64,
+         [](In in, Out out) { M::template store_u8_rounded<2>(out, A::i16(in, 0), A::i16(in, 1)); }});
+  v.add({"store_u8_rounded_apart", kExponents, kExact, 2, 120,
+         [](In in, Out out) { M::template store_u8_rounded_apart<2>(out, A::i16(in, 0), A::i16(in, 1)); }});
   v.add({"small_sums, to_f32_small", kBits, kExact, 1, 64, [](In in, Out out) {
            A::put(out, M::to_f32_small(M::add_i32(M::small_sums(), M::template shift_right<10>(A::i32(in, 0)))));
          }});
   v.add({"small_sums, to_f32_small of negative numbers", kBits, kExact, 1, 64, [](In in, Out out) {
            A::put(out, M::to_f32_small(M::sub_i32(M::small_sums(), M::template shift_right<10>(A::i32(in, 0)))));
          }});
-  v.add({"store_small_words", kSmall, kExact, 1, 48, [](In in, Out out) {
-           M::store_small_words(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0));
-         }});
-  v.add({"store_words_saturated", kToI32, kExact, 1, 48, [](In in, Out out) {
-           M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0));
-         }});
-  v.add({"store_words_saturated of small numbers", kSmall, kExact, 1, 48, [](In in, Out out) {
-           M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0));
-         }});
+  v.add({"store_small_words", kSmall, kExact, 1, 48,
+         [](In in, Out out) { M::store_small_words(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
+  v.add({"store_words_saturated", kToI32, kExact, 1, 48,
+         [](In in, Out out) { M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
+  v.add({"store_words_saturated of small numbers", kSmall, kExact, 1, 48,
+         [](In in, Out out) { M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
 }
 
 // What turns tiles of scores into a tile of probabilities.
@@ -374,9 +368,8 @@ void add_pairs(Vocabulary& v) {
            M::split_rows(x, y);
            A::put(out, x), A::put(out + kVectorBytes, y);
          }});
-  v.add({"store_bf16_exact_apart", kBf16Exact, kExact, 2, 120, [](In in, Out out) {
-           M::store_bf16_exact_apart(A::words(out), A::f32(in, 0), A::f32(in, 1));
-         }});
+  v.add({"store_bf16_exact_apart", kBf16Exact, kExact, 2, 120,
+         [](In in, Out out) { M::store_bf16_exact_apart(A::words(out), A::f32(in, 0), A::f32(in, 1)); }});
   v.add({"dot8_ss", kSums, kExact, 3, 64,
          [](In in, Out out) { A::put_i32(out, M::dot8_ss(A::i32(in, 0), A::quad(in, 1), A::i32(in, 2))); }});
   v.add({"dot8_us", kSums, kExact, 3, 64,
