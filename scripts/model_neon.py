@@ -55,7 +55,7 @@ def kernel_functions(symbols, isa, preset):
         words = line.split()
         if len(words) != 4 or not re.search(f"{CLASSES[isa]}E", words[3]):
             continue
-        if re.search(rf"(Attend|Softmax|Scores|Accumulate)I.*ElementE{qk}ELS\w+_{pv}EE", words[3]):
+        if re.search(rf"(Attend|attend_item|Pipeline|Softmax|Scores|Accumulate)I.*ElementE{qk}ELS\w+_{pv}EE", words[3]):
             found.append(Function(int(words[0], 16), int(words[1], 16), words[3]))
     return found
 

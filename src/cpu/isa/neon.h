@@ -304,8 +304,8 @@ struct Neon {
     const I32 i = to_i32(x);
     vst1q_s16(p, vqmovn_high_s32(vqmovn_s32(i.a), i.b)), vst1q_s16(p + apart, vqmovn_high_s32(vqmovn_s32(i.c), i.d));
   }
-  // One rounding shift of a table entry. The entries are those of kExp2Table from the other end, so that the shift is the
-  // exponent as it is: floored, not negated.
+  // One rounding shift of a table entry. The entries are those of kExp2Table from the other end, so that the shift is
+  // the exponent as it is: floored, not negated.
   [[gnu::always_inline]] static I16 exp2_eighths(I16 w) {
     const uint8x16x4_t low = vld1q_u8_x4(kExp2RisingBytes.v[0]), high = vld1q_u8_x4(kExp2RisingBytes.v[1]);
     auto look_up = [&](int16x8_t& x, int16x8_t& y) {  // two registers at once: an index fills a byte

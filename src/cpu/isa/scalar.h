@@ -34,8 +34,8 @@ struct Scalar {
   // How products take their operands. Signed keys: K as signed bytes, for sets whose dot products want equal signs.
   // Unsigned values: V with +128, for sets that have no product of unsigned by signed bytes at all. Lanes: one step of
   // a row is a lane of a Quad. Pairs: 16-bit and byte products of two rows by 8 bytes of a lane. Quarters: registers
-  // hold one, so that nothing is gained by an order of keys that suits packing inside larger ones, and a vector alone is
-  // a register tile's width.
+  // hold one, so that nothing is gained by an order of keys that suits packing inside larger ones, and a vector alone
+  // is a register tile's width.
   static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
   static constexpr bool kQuarters = false;
 
@@ -276,8 +276,9 @@ struct Scalar {
     return dot4_uu(acc, x, set_i32(q.v[L]));
   }
 
-  // ---- pairs of rows; for sets with kPairs. A Quad holds two steps of row 0, then of row 1; a quarter of a packed vector holds two steps of lane 0, then of lane 1; a
-  // quarter of an accumulator the sums (row 0, lane 0), (0, 1), (1, 0), (1, 1).
+  // ---- pairs of rows; for sets with kPairs. A Quad holds two steps of row 0, then of row 1; a quarter of a packed
+  // vector two steps of lane 0, then of lane 1; a quarter of an accumulator the sums (row 0, lane 0), (0, 1), (1, 0),
+  // (1, 1).
   // Two steps of 16 lanes to 8 lanes of both steps, and the other 8.
   static void interleave(I32& x, I32& y) {
     const I32 p = x, q = y;
