@@ -79,8 +79,8 @@ def text_faults(name, text):
             yield number, "unfinished work: finish it, or write it into the docs"
         if INTRINSICS.match(line.lstrip()) and not name.startswith("src/cpu/isa/"):
             yield number, "intrinsics header outside src/cpu/isa"
-        if CUDA.match(line.lstrip()) and not name.startswith("src/cuda/"):
-            yield number, "CUDA header outside src/cuda"
+        if CUDA.match(line.lstrip()) and not name.startswith(("src/cuda/", "tests/cuda/")):
+            yield number, "CUDA header outside src/cuda and tests/cuda"
     if name.endswith((".h", ".hpp", ".cuh")):
         guard = "#ifndef CLARY_CLARY_H" if name == "include/clary/clary.h" else "#pragma once"
         if guard not in lines:
@@ -136,6 +136,7 @@ PLANTED = [
     ("src/cpu/isa/a.cpp", "#include <immintrin.h>\n", None),
     ("src/a.cpp", "#include <cuda_runtime.h>\n", "CUDA header"),
     ("src/cuda/a.cpp", "#include <cuda_runtime.h>\n", None),
+    ("tests/cuda/a.cpp", "#include <cuda_runtime.h>\n", None),
     ("src/a.h", "int a;\n", "without `#pragma once`"),
     ("src/a.h", "#pragma once\nint a;\n", None),
     ("src/cuda/a.cu", body(61), "function of 61 lines"),

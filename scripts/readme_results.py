@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Writes the table of measured results into README.md, between its two markers, from files of `clary bench --json`.
+"""Writes the tables of measured results into README.md, between its two markers, from files of `clary bench --json`.
 
-  readme_results.py README.md bench/results/<machine>/<file>.json ...
+  readme_results.py README.md                    from the files that the first marker names, relative to the README
+  readme_results.py README.md FILE.json ...      from these, and names them there
+  readme_results.py --check README.md            writes nothing; the status is 1 where it would change something
 
 Figures in the README are never typed: run the benchmark, then this.
 """
 
 import json
+import pathlib
 import re
 import sys
 
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results of", "<!-- end of results -->"
+MARKED = re.compile(re.escape(BEGIN) + r"([^>]*)-->.*?" + re.escape(END), re.DOTALL)
 
 
 def milliseconds(seconds):
@@ -49,18 +53,33 @@ def table(path):
     return "\n".join([head, "", *rows(result_file), ""])
 
 
-def main(readme, *paths):
+def body(folder, names):
+    """Everything between the markers, both included."""
     note = ("Median time of a whole call, speed-up over `exact`, share of the processor's measured peak for that preset's\n"
             "arithmetic, relative L2 error against float64.\n")
-    body = "\n".join([BEGIN, note, *map(table, paths), END])
-    with open(readme) as file:
-        text = file.read()
-    pattern = re.escape(BEGIN) + (r".*?" + re.escape(END) if END in text else "")
-    with open(readme, "w") as file:
-        file.write(re.sub(pattern, lambda _: body, text, flags=re.S))
+    begin = "\n  ".join([BEGIN, *names]) + " -->"
+    return "\n".join([begin, note, *(table(folder / name) for name in names), END])
+
+
+def main(arguments):
+    """0: done, or in step; 1: --check, and the README is not what the files give."""
+    check = arguments[:1] == ["--check"]
+    readme, *names = arguments[check:]
+    path = pathlib.Path(readme)
+    text = path.read_text()
+    found = MARKED.search(text)
+    if found is None:
+        sys.exit(f"{readme}: has no '{BEGIN} FILES -->' ... '{END}'")
+    written = text[:found.start()] + body(path.parent, names or found[1].split()) + text[found.end():]
+    if check:
+        if written != text:
+            print(f"{readme}: is not what its files give; run scripts/readme_results.py {readme}", file=sys.stderr)
+        return int(written != text)
+    path.write_text(written)
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if not [argument for argument in sys.argv[1:] if argument != "--check"]:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -44,8 +44,8 @@ check_python() {
   rm -rf "$dist"
   if ! {
     python3 -m venv "$venv" && "$venv/bin/pip" install --quiet -r tests/python/requirements.txt &&
-      # The flags of `release`, so that its compiled objects are found again.
-      "$venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$dist" -C cmake.define.CLARY_WERROR=ON . &&
+      # The compilers' names and flags of `release`, so that its compiled objects are found again.
+      CC=cc CXX=c++ "$venv/bin/pip" wheel --quiet --no-deps --wheel-dir "$dist" -C cmake.define.CLARY_WERROR=ON . &&
       "$venv/bin/pip" install --quiet --no-deps --force-reinstall "$dist"/clary-*.whl
   } >"$log" 2>&1; then
     tail -n 60 "$log"

@@ -256,6 +256,36 @@ TEST_F(Command, BenchChecksAndWritesJson) {
   EXPECT_EQ(run(problem + "--check --json /no/such/folder/j").code, 2);
 }
 
+// What --reads, --dense and --one-thread time beside a call, and the figures made of it.
+TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
+  const std::string line = "bench 'hq4 hkv2 lq3 lk70 d16 dv8 bf16 exact window9,0' 'h1 l60 d64 exact window7,0' ";
+  const std::string flags = "--reads --dense --one-thread --no-peak --threads 2 --repeat 5 ";
+  const nlohmann::json results = run_json(line + flags + "--json -")["results"];
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0]["reads"]["bytes"], 2 * 70 * (16 + 8) * 2);
+  EXPECT_DOUBLE_EQ(results[0]["dense"]["density"], 10.0 / 70);
+  for (const auto& r : results) {
+    const double median = r["time"]["median_s"], reads = r["reads"]["time"]["median_s"];
+    EXPECT_DOUBLE_EQ(r["reads"]["share"], reads / median);
+    EXPECT_DOUBLE_EQ(r["reads"]["gb_per_s"], r["reads"]["bytes"].get<double>() / median * 1e-9);
+    const double dense = r["dense"]["time"]["median_s"], density = r["dense"]["density"];
+    EXPECT_DOUBLE_EQ(r["dense"]["over_density"], median / (density * dense));
+    EXPECT_DOUBLE_EQ(r["one_thread"]["speedup"], r["one_thread"]["time"]["median_s"].get<double>() / median);
+    EXPECT_GT(r["workspace_bytes"], 0);
+    EXPECT_LT(r["errors"]["relative_l2"], 0.01);  // of the call, not of the dense one
+  }
+  const Ran text = run(line + flags);
+  for (const char* const word : {"GB/s", "of plain reads", "density", "over density x dense", "x 1 thread", "0.143"})
+    EXPECT_NE(text.out.find(word), std::string::npos) << word;
+  const Ran plain = run("bench h1 l8 --repeat 1 --no-peak");
+  for (const char* const word : {"GB/s", "density", "x 1 thread"})
+    EXPECT_EQ(plain.out.find(word), std::string::npos) << word;
+  const nlohmann::json hidden = run_json("bench h1 l8 d8 causal=-9 exact --dense --no-peak --repeat 1 --json -");
+  EXPECT_EQ(hidden["results"][0]["dense"]["density"], 0);
+  EXPECT_FALSE(hidden["results"][0]["dense"].contains("over_density"));
+  expect_wrong("bench h1 l8 --check --dense", "--check: takes no times");
+}
+
 TEST_F(Command, ExplainShowsThePlan) {
   const nlohmann::json plan = run_json("explain 'hq4 hkv2 l1024 d64 causal int8' --json --threads 1 --isa scalar")[0];
   EXPECT_EQ(plan["isa"], "scalar");

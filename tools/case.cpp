@@ -210,11 +210,21 @@ Context make_context(const MachineOptions& options) {
   return Context(context);
 }
 
-void attend(Case& c, clary_precision precision, clary_context* context, bool with_lse) {
-  const clary_attention_params params = c.params(precision);
-  const Tensors& t = c.tensors;
+static void attend(const Tensors& t, const clary_attention_params& params, clary_context* context, bool with_lse) {
   check(clary_attention(t.q.view(), t.k.view(), t.v.view(), t.out.view(), with_lse ? t.lse.view() : nullptr, &params,
                         context));
+}
+
+void attend(Case& c, clary_precision precision, clary_context* context, bool with_lse) {
+  attend(c.tensors, c.params(precision), context, with_lse);
+}
+
+void attend_dense(Case& c, clary_precision precision, clary_context* context) {
+  clary_attention_params params = c.params(precision);
+  params.causal = CLARY_NOT_CAUSAL;
+  params.window_left = params.window_right = -1;
+  params.mask = nullptr;
+  attend(c.tensors, params, context, false);
 }
 
 Plan make_plan(Case& c, clary_precision precision, clary_context* context) {

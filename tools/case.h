@@ -39,6 +39,8 @@ int threads_of(const MachineOptions& options);
 
 // The call as an application makes it; lse may be left out.
 void attend(Case& c, clary_precision precision, clary_context* context, bool with_lse);
+// The same without what hides keys: causality, window and mask. Overwrites the output.
+void attend_dense(Case& c, clary_precision precision, clary_context* context);
 // Refuses what does not fit together.
 Plan make_plan(Case& c, clary_precision precision, clary_context* context);
 // A plan that has run once, to look at.
@@ -46,8 +48,10 @@ Plan run_plan(Case& c, clary_precision precision, clary_context* context);
 
 // Scores that a query may see, counted exactly: causal and window by their bounds, masks by their entries.
 double visible_scores(const Case& c);
-// One multiply-add is 2: Dk for the score, Dv for the output.
-double operations(const Case& c);
+// Those that there would be if nothing were hidden.
+double all_scores(const Case& c);
+// One multiply-add is 2: for each score Dk, for its part of the output Dv.
+double operations(const Case& c, double scores);
 
 struct CaseErrors {
   support::Errors out, lse;

@@ -5,9 +5,11 @@
 #include <fstream>
 #include <limits>
 #include <memory>
+#include <optional>
 
 #include "case.h"
 #include "report.h"
+#include "support/reads.h"
 
 namespace clary::command {
 namespace {
@@ -20,6 +22,7 @@ struct BenchOptions {
   int64_t rows = 0;
   double max_error = std::numeric_limits<double>::infinity();
   bool check = false, time = false, peak = true;
+  bool reads = false, dense = false, one_thread = false;  // what else is timed beside each call
 };
 
 // A problem per line; '#' begins a comment.
@@ -46,9 +49,19 @@ std::vector<std::string> read_problems(const std::string& path) {
 struct Result {
   clary_precision precision, start;
   CaseErrors errors;
-  Timing timing;                                                     // runs == 0: not timed
+  double workspace_bytes, visible, density;                          // visible: scores
+  Timing timing, reads, dense, one_thread;                           // runs == 0: not timed
   double gops = 0, peak = std::numeric_limits<double>::quiet_NaN();  // GOP/s
 };
+
+// What the time would be if work fell with the visible scores, and by which factor it is more.
+// NaN where nothing is visible.
+double over_density(const Result& r) {
+  return r.density > 0 ? r.timing.median_s / (r.density * r.dense.median_s) : std::nan("");
+}
+
+// K and V, once.
+double bytes_of_keys(const Case& c) { return static_cast<double>(c.tensors.k.size_bytes() + c.tensors.v.size_bytes()); }
 
 class Bench {
  public:
@@ -57,7 +70,11 @@ class Bench {
         context_(make_context(options.machine)),
         threads_(threads_of(options.machine)),
         timed_(options.time || !options.check),
-        peaks_(clary_context_isa(context_.get()), threads_, 0.2) {}
+        peaks_(clary_context_isa(context_.get()), threads_, 0.2) {
+    MachineOptions one = options.machine;
+    one.threads = 1;
+    if (options.one_thread) single_ = make_context(one);
+  }
 
   int run(const std::vector<std::string>& problems) {
     const bool text = options_.json != "-";
@@ -80,51 +97,96 @@ class Bench {
   }
 
  private:
-  std::vector<Result> measure(Case& c) {
+  // Each preset's first call, its error and its peak.
+  std::vector<Result> checked(Case& c) {
     const std::vector<clary_precision> precisions =
         options_.precisions.empty() ? std::vector{c.problem.precision} : parse_precisions(options_.precisions);
-    Progress progress("timing " + c.name);
     make_plan(c, precisions.front(), context_.get());
     // A timed problem is compared on a sample of rows: enough to see a fault, little beside the timing.
     const Oracle oracle(c, options_.rows > 0 ? options_.rows : timed_ ? 64 : 1024);
-    const double work = operations(c);
+    const double visible = visible_scores(c), all = all_scores(c), share = all > 0 ? visible / all : 0;
     std::vector<Result> results;
-    std::vector<std::function<void()>> calls;
     for (const clary_precision precision : precisions) {
       const Plan plan = run_plan(c, precision, context_.get());
-      Result result{precision, info_of(plan.get()).start, oracle.errors(c), {}};
+      const clary_plan_info info = info_of(plan.get());
+      Result result{precision, info.start, oracle.errors(c), info.workspace_bytes, visible, share, {}, {}, {}, {}};
       if (options_.peak && timed_)
         result.peak =
             peaks_.of(result.start, static_cast<double>(c.problem.dim_qk), static_cast<double>(c.problem.dim_v));
       results.push_back(result);
-      calls.push_back([&c, precision, this] { attend(c, precision, context_.get(), false); });
-    }
-    if (!timed_) return results;
-    const std::vector<Timing> timings = time_calls(calls, options_.timing, progress);
-    for (size_t i = 0; i < results.size(); ++i) {
-      results[i].timing = timings[i];
-      results[i].gops = work / timings[i].median_s * 1e-9;
     }
     return results;
   }
 
-  void print(const Case& c, const std::vector<Result>& results) const {
-    std::vector<std::string> header = {"preset"};
-    if (timed_) header.insert(header.end(), {"median", "p10", "p90", "GOP/s", "of peak", "runs"});
-    header.insert(header.end(), {"rel. L2", "rel. L1", "RMSE", "cosine"});
-    Table table(header);
-    for (const Result& r : results) {
-      std::vector<std::string> row = {support::name_of(r.precision)};
-      if (r.start != r.precision) row[0] += fmt::format(" ({})", support::name_of(r.start));
-      if (timed_)
-        row.insert(row.end(), {time_text(r.timing.median_s), time_text(r.timing.p10_s), time_text(r.timing.p90_s),
-                               fmt::format("{:.4g}", r.gops),
-                               std::isnan(r.peak) ? "-" : fmt::format("{:.0f} %", 100 * r.gops / r.peak),
-                               std::to_string(r.timing.runs)});
-      row.insert(row.end(), {error_text(r.errors.out.relative_l2), error_text(r.errors.out.relative_l1),
-                             fmt::format("{:.1e}", r.errors.out.rmse), fmt::format("{:.6f}", r.errors.out.cosine)});
-      table.add(row);
+  std::vector<Result> measure(Case& c) {
+    Progress progress("timing " + c.name);
+    std::vector<Result> results = checked(c);
+    if (!timed_) return results;
+    std::vector<std::function<void()>> calls;
+    std::vector<Timing*> timings;
+    const auto add = [&](Timing& timing, std::function<void()> call) {
+      timings.push_back(&timing);
+      calls.push_back(std::move(call));
+    };
+    for (Result& r : results) {
+      const clary_precision precision = r.precision;
+      add(r.timing, [&c, precision, this] { attend(c, precision, context_.get(), false); });
+      if (options_.dense) add(r.dense, [&c, precision, this] { attend_dense(c, precision, context_.get()); });
+      if (single_) add(r.one_thread, [&c, precision, this] { attend(c, precision, single_.get(), false); });
     }
+    Timing reads;
+    std::optional<support::Reads> reader;
+    if (options_.reads) {
+      const support::Tensor &k = c.tensors.k, &v = c.tensors.v;
+      reader.emplace(std::vector{memory_of(k), memory_of(v)}, threads_);
+      add(reads, [&reader] { reader->sum(); });
+    }
+    const std::vector<Timing> measured = time_calls(calls, options_.timing, progress);
+    for (size_t i = 0; i < measured.size(); ++i) *timings[i] = measured[i];
+    for (Result& r : results) {
+      r.gops = operations(c, r.visible) / r.timing.median_s * 1e-9;
+      r.reads = reads;
+    }
+    return results;
+  }
+
+  static support::Reads::Memory memory_of(const support::Tensor& tensor) {
+    return {static_cast<const std::byte*>(tensor.data()), tensor.size_bytes()};
+  }
+
+  std::vector<std::string> header() const {
+    std::vector<std::string> columns = {"preset"};
+    if (timed_) columns.insert(columns.end(), {"median", "p10", "p90", "GOP/s", "of peak"});
+    if (options_.reads) columns.insert(columns.end(), {"GB/s", "of plain reads"});
+    if (options_.dense) columns.insert(columns.end(), {"density", "over density x dense"});
+    if (options_.one_thread) columns.push_back("x 1 thread");
+    if (timed_) columns.insert(columns.end(), {"runs", "workspace"});
+    columns.insert(columns.end(), {"rel. L2", "rel. L1", "RMSE", "cosine"});
+    return columns;
+  }
+
+  std::vector<std::string> row(const Case& c, const Result& r) const {
+    std::vector<std::string> cells = {support::name_of(r.precision)};
+    if (r.start != r.precision) cells[0] += fmt::format(" ({})", support::name_of(r.start));
+    const auto add = [&](std::vector<std::string> more) { cells.insert(cells.end(), more.begin(), more.end()); };
+    if (timed_)
+      add({time_text(r.timing.median_s), time_text(r.timing.p10_s), time_text(r.timing.p90_s),
+           fmt::format("{:.4g}", r.gops), std::isnan(r.peak) ? "-" : fmt::format("{:.0f} %", 100 * r.gops / r.peak)});
+    if (options_.reads)
+      add({fmt::format("{:.3g}", bytes_of_keys(c) / r.timing.median_s * 1e-9),
+           fmt::format("{:.0f} %", 100 * r.reads.median_s / r.timing.median_s)});
+    if (options_.dense)
+      add({fmt::format("{:.3f}", r.density), r.density > 0 ? fmt::format("{:.3f}", over_density(r)) : "-"});
+    if (options_.one_thread) add({fmt::format("{:.2f}", r.one_thread.median_s / r.timing.median_s)});
+    if (timed_) add({std::to_string(r.timing.runs), bytes_text(r.workspace_bytes)});
+    add({error_text(r.errors.out.relative_l2), error_text(r.errors.out.relative_l1),
+         fmt::format("{:.1e}", r.errors.out.rmse), fmt::format("{:.6f}", r.errors.out.cosine)});
+    return cells;
+  }
+
+  void print(const Case& c, const std::vector<Result>& results) const {
+    Table table(header());
+    for (const Result& r : results) table.add(row(c, r));
     fmt::print("{} (error of {} rows)\n{}\n", c.name, results.front().errors.rows, table.text());
     std::fflush(stdout);
   }
@@ -136,9 +198,20 @@ class Bench {
                              {"errors", errors_json(r.errors)}};
     if (!timed_) return result;
     result["time"] = timing_json(r.timing);
-    result["visible_scores"] = visible_scores(c);
+    result["visible_scores"] = r.visible;
+    result["workspace_bytes"] = r.workspace_bytes;
     result["gops"] = r.gops;
     if (!std::isnan(r.peak)) result["peak_gops"] = r.peak, result["peak_share"] = r.gops / r.peak;
+    if (options_.reads)
+      result["reads"] = {{"bytes", bytes_of_keys(c)},
+                         {"time", timing_json(r.reads)},
+                         {"gb_per_s", bytes_of_keys(c) / r.timing.median_s * 1e-9},
+                         {"share", r.reads.median_s / r.timing.median_s}};
+    if (options_.dense) result["dense"] = {{"time", timing_json(r.dense)}, {"density", r.density}};
+    if (options_.dense && r.density > 0) result["dense"]["over_density"] = over_density(r);
+    if (options_.one_thread)
+      result["one_thread"] = {{"time", timing_json(r.one_thread)},
+                              {"speedup", r.one_thread.median_s / r.timing.median_s}};
     return result;
   }
 
@@ -154,7 +227,7 @@ class Bench {
   }
 
   const BenchOptions& options_;
-  Context context_;
+  Context context_, single_;  // single_: of one thread, where asked for
   int threads_;
   bool timed_, good_ = true;
   Peaks peaks_;
@@ -163,6 +236,8 @@ class Bench {
 int run_bench(const BenchOptions& options) {
   if (options.file.empty() == options.problems.empty())
     throw std::runtime_error("bench: give either a described problem or --file");
+  if (options.check && !options.time && (options.reads || options.dense || options.one_thread))
+    throw std::runtime_error("--check: takes no times; --reads, --dense and --one-thread need --time with it");
   const std::vector<std::string> problems =
       options.file.empty() ? join_problems(options.problems) : read_problems(options.file);
   for (const std::string& problem : problems) support::parse_problem(problem);  // before the first one takes its time
@@ -189,6 +264,11 @@ void add_bench_command(CLI::App& app, Action& action) {
       ->type_name("E");
   command->add_flag("--peak,!--no-peak", options->peak,
                     "Measure the machine's peaks and show the share reached (default)");
+  command->add_flag("--reads", options->reads,
+                    "Time a plain sum over K and V as well: GB/s, and the share of that speed");
+  command->add_flag("--dense", options->dense,
+                    "Time each problem without causality, window and mask as well: time over density x dense");
+  command->add_flag("--one-thread", options->one_thread, "Time each on one thread as well: the speed-up over it");
   command->add_option("--json", options->json, "Write JSON to a file, - for standard output instead of the table")
       ->type_name("FILE");
   add_machine_options(*command, options->machine);

@@ -7,6 +7,9 @@
 #   tools/gpu_check.sh --again    all steps
 #   PROGRAM=path tools/gpu_check.sh   with a clary_gpu_check that was built elsewhere
 #   RESULTS=folder tools/gpu_check.sh   where the times go; default bench/results/gpu
+#   PEERS=folder tools/gpu_check.sh   times flash-attn 3 and SageAttention too. The folder holds their wheels, or copies of
+#       their sources (flash-attention, SageAttention); they are put into build/gpu_peers and nowhere else. Sources take
+#       longer to build than there is time: what is built stays, run it again.
 #
 # Exits 0 when everything has passed (what is not installed, compute-sanitizer or PyTorch, is named as skipped), 1 when something is wrong, 3 where there is no GPU, 4 when time ran out.
 set -uo pipefail
@@ -64,7 +67,7 @@ if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 
 build() {
-  { ./scripts/setup.sh tests || true; } && cmake --preset release -DCLARY_CUDA=ON &&
+  { ./scripts/setup.sh tests || true; } && cmake --preset release -DCLARY_CUDA=ON -DCLARY_GPU_VARIANTS=ON &&
     cmake --build --preset release -j "$(nproc)" --target clary_gpu_check
 }
 if [ -n "${PROGRAM:-}" ]; then
@@ -107,8 +110,15 @@ if [ "$wrong" = 0 ]; then
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit --format=csv >"$results/machine.csv"
   date -u +%Y-%m-%dT%H:%MZ >>"$results/machine.csv"
   TAIL=60 step bench 120 "$program" bench "$results/gpu.json" && cp "$marks/bench.log" "$results/table.txt"
+  TAIL=60 step variants 60 "$program" variants "$results/variants.json" && cp "$marks/variants.log" "$results/variants.txt"
   if python3 -c 'import torch' 2>/dev/null; then
-    TAIL=60 step torch 100 python3 tools/gpu_torch.py "$results/torch.json"
+    if [ -n "${PEERS:-}" ]; then
+      step peers 560 tools/gpu_peers.sh "$PEERS" build/gpu_peers
+    else
+      note peers "skipped: PEERS names no folder with flash-attn 3 or SageAttention"
+    fi
+    TAIL=80 step torch 150 env PYTHONPATH="build/gpu_peers/site:${PYTHONPATH:-}" python3 tools/gpu_torch.py \
+      "$results/torch.json"
   else
     note torch "skipped: no PyTorch, no peers were timed"
   fi

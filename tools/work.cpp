@@ -76,8 +76,16 @@ double visible_scores(const Case& c) {
   return total;
 }
 
-double operations(const Case& c) {
-  return 2 * visible_scores(c) * static_cast<double>(c.problem.dim_qk + c.problem.dim_v);
+double all_scores(const Case& c) {
+  double total = 0;
+  for (int64_t b = 0; b < c.problem.batch; ++b)
+    total +=
+        static_cast<double>(support::length_q(c.problem, b)) * static_cast<double>(support::length_k(c.problem, b));
+  return total * static_cast<double>(c.problem.heads_q);
+}
+
+double operations(const Case& c, double scores) {
+  return 2 * scores * static_cast<double>(c.problem.dim_qk + c.problem.dim_v);
 }
 
 }  // namespace clary::command

@@ -65,8 +65,8 @@ typedef enum clary_layout {
 
 typedef enum clary_precision {
   CLARY_EXACT = 0,    /* f32 arithmetic, whatever the input type */
-  CLARY_BF16 = 1,     /* Q, K, V and P rounded to bf16, f32 accumulation */
-  CLARY_INT8_F16 = 2, /* INT8 QK^T with smoothing, 16-bit PV (bf16 on CPUs) */
+  CLARY_BF16 = 1,     /* Q, K, V and P in bf16, f32 sums; CPUs that do not multiply bf16 compute exactly */
+  CLARY_INT8_F16 = 2, /* INT8 QK^T with smoothing, 16-bit PV (on CPUs as CLARY_BF16) */
   CLARY_INT8 = 3,     /* INT8 QK^T with smoothing, u8 P times INT8 V */
   CLARY_INT4 = 4,     /* as INT8, with K stored in 4 bits (asymmetric, per token) */
   CLARY_AUTO = 5      /* per head, by the rule of docs/semantics.md: exact for little work, otherwise guarded INT8 */
@@ -205,7 +205,7 @@ typedef struct clary_plan_info {
   size_t size;
   const char* isa;           /* kernels that will run */
   clary_precision precision; /* as asked */
-  clary_precision start;     /* the precision every head starts at (differs for CLARY_AUTO) */
+  clary_precision start;     /* every head starts at (CLARY_AUTO decides; few rows are exact) */
   int64_t tiles_skipped, tiles_full, tiles_partial;
   double flops;             /* 4 * visible tiles' scores * (Dk + Dv) / 2 */
   double bytes_moved;       /* read and written by this plan, caches cold */
@@ -244,7 +244,7 @@ CLARY_API const char* clary_cpu_name(void);
 
 typedef enum clary_peak {
   CLARY_PEAK_F32 = 0,  /* multiply-add of f32 */
-  CLARY_PEAK_BF16 = 1, /* the instruction set's bf16 dot product */
+  CLARY_PEAK_BF16 = 1, /* the instruction set's bf16 dot product, or f32 where it has none */
   CLARY_PEAK_INT8 = 2, /* its INT8 dot product */
   CLARY_PEAK_READ = 3  /* a plain sum over 256 MiB, GB/s instead of GOP/s */
 } clary_peak;

@@ -24,6 +24,7 @@ inline constexpr int kUnitRows = 16;
 inline constexpr int kItemRows = 128, kTileItemRows = 512, kMostItemRows = kTileItemRows;
 // Rows per key-value head up to which exact attention reads K and V directly: one unit.
 inline constexpr int kDirectRows = kUnitRows;
+inline constexpr uint8_t kAllLive = 0x80;
 // Tokens whose mean smooths a head: any vector is exact algebra, so a sample serves; 512 put it within 4 % of a
 // standard deviation of the true mean.
 inline constexpr int kMeanTokens = 512;
@@ -54,7 +55,7 @@ struct PackedHead {
   float* key_bias = nullptr;
   int64_t key_bias_stride = 0;
   uint32_t* bias_words = nullptr;  // tiles: the same as 16-bit words, two keys in each. [..][blocks][128]
-  // [..][blocks]: 0 where the bias of every key is -inf, 1 where that of some is, otherwise 2
+  // [..][blocks]: bit p: the bias of some key of panel p is not -inf; kAllLive: that of no key is
   uint8_t* block_live = nullptr;
   int64_t block_live_stride = 0;
   const float* query_mean = nullptr;  // per query head of the group; nullptr: queries are not smoothed

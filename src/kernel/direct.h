@@ -3,11 +3,12 @@
 // With up to 16 rows per key-value head (decoding) a call is bound by the bandwidth of memory, and packing would read,
 // write and read again what is needed once. Rows of all query heads of a group share each read.
 //
-//   scores     R rows x K keys of accumulators (R * K = 16), lanes are channels, summed 16 vectors at a time
-//   products   2 rows x 8 vectors of channels
+//   scores     R rows x K keys of accumulators (R * K = 16, or 4 of few registers), lanes are channels
+//   products   R rows x 4 keys of weights, sums of a block in L1; of one row alone 4 or 8 vectors of sums
 //
-// Both read K and V strictly in the order of memory, which hardware prefetchers follow. 16 rows read side by side, or
-// prefetch instructions, stop at what L1 misses in flight allow (Zen 4: 24 lines, 12 GB/s).
+// Both read K and V in the order of memory, which hardware prefetchers follow, and all rows meet a key while it is in
+// L1. 16 rows read side by side, or prefetch instructions, stop at what L1 misses in flight allow (Zen 4: 24 lines,
+// 12 GB/s).
 //
 // Non-finite elements are not looked for beforehand: they show in the raw scores and in O, and such rows are computed
 // again by exact_row(). Source of the idea: flash-decoding; the cut of the keys is the plan's.
@@ -30,7 +31,8 @@ class Direct : ItemKernel<V, ExactScheme> {
       if (!this->find_panels(u, in_range)) continue;
       const auto mask = rules_.look_at_mask(u);
       if (mask == MaskState::hides_all) continue;
-      for_rows(u.rows, [&](int r, auto rows) { scores<rows>(u, r); });
+      for (int panel = u.panel_begin; panel < u.panel_end; ++panel)
+        for_rows<4>(u.rows, [&](int r, auto rows) { scores<rows>(u, r, panel); });
       rules_.apply(u, mask == MaskState::hides_some);
       softmax_.floating(u);
       products(u);
@@ -45,13 +47,14 @@ class Direct : ItemKernel<V, ExactScheme> {
   using F32 = typename V::F32;
   using MaskState = typename Rules<V, ExactScheme>::MaskState;
   static constexpr int kAccumulators = V::kTileRows * V::kTileVectors;
-  // body(first row, integral constant) over 4, 2 and 1 rows at a time.
-  template <class Body>
-  static void for_rows(int rows, Body&& body) {
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) body(r, std::integral_constant<int, 4>());
-    if (r + 2 <= rows) body(r, std::integral_constant<int, 2>()), r += 2;
-    if (r < rows) body(r, std::integral_constant<int, 1>());
+  // Products: weights of kKeys keys x kMostRows rows, kKeys vectors of V and a sum in 32 or 16 registers.
+  static constexpr int kKeys = 4, kMostRows = kAccumulators < 16 ? 2 : 4;
+
+  // body(first row, integral constant) over R, R / 2, ... and 1 rows at a time.
+  template <int R, class Body>
+  [[gnu::always_inline]] static void for_rows(int rows, Body&& body, int r = 0) {
+    for (; r + R <= rows; r += R) body(r, std::integral_constant<int, R>());
+    if constexpr (R > 1) for_rows<R / 2>(rows, body, r);
   }
 
   const char* key_row(int64_t key) const { return row(a_.tensors->k, p_.k, key); }
@@ -70,15 +73,16 @@ class Direct : ItemKernel<V, ExactScheme> {
     return Rows<V>::load(tail, T, 0);
   }
 
-  int existing_keys(const Unit& u) const {
-    const int64_t left = a_.sequence.len_k - u.block * kBlockKeys;
-    return static_cast<int>(left < u.panel_end * kPanelKeys ? left : u.panel_end * kPanelKeys);
+  // The end of what exists of a panel's keys.
+  int end_of(const Unit& u, int panel) const {
+    const int64_t left = a_.sequence.len_k - u.block * kBlockKeys, end = (panel + 1) * kPanelKeys;
+    return static_cast<int>(left < end ? left : end);
   }
 
   template <int R>
-  void scores(const Unit& u, int first_row) {
+  void scores(const Unit& u, int first_row, int panel) {
     constexpr int K = kAccumulators / R;
-    const int begin = u.panel_begin * kPanelKeys, end = existing_keys(u);
+    const int begin = panel * kPanelKeys, end = end_of(u, panel);
     const F32 scale = V::set(s_.q_scale[0]);
     F32 odd = V::zero();  // x - x: NaN where x is not finite
     for (int key = begin; key < end; key += K) {
@@ -93,7 +97,7 @@ class Direct : ItemKernel<V, ExactScheme> {
     const F32 hidden = V::set(-std::numeric_limits<float>::infinity());
     for (int r = 0; r < R; ++r) {
       if (V::reduce_add(odd) != 0) s_.exact[first_row + r] = 1;
-      hide_tail(s_.s + (first_row + r) * kBlockKeys, end, u.panel_end * kPanelKeys, hidden);
+      hide_tail(s_.s + (first_row + r) * kBlockKeys, end, begin + kPanelKeys, hidden);
     }
   }
 
@@ -129,50 +133,72 @@ class Direct : ItemKernel<V, ExactScheme> {
     }
   }
 
-  // One panel of V at a time, so that rows beyond the first pair find it in L1.
   void products(const Unit& u) {
-    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
-      const int begin = panel * kPanelKeys, all = existing_keys(u);
-      const int end = begin + kPanelKeys < all ? begin + kPanelKeys : all;
-      for_rows(u.rows, [&](int r, auto rows) { product_channels<rows>(u, r, begin, end); });
+    const int width = a_.sizes->value_width, end = end_of(u, u.panel_end - 1);
+    std::memset(s_.spare, 0, static_cast<size_t>(u.rows * width) * sizeof(float));
+    if (u.rows == 1) {
+      for (int panel = u.panel_begin; panel < u.panel_end; ++panel) add_panel(u, panel);
+    } else {
+      for (int key = u.panel_begin * kPanelKeys; key < end; key += kKeys)
+        for_rows<kMostRows>(u.rows, [&](int r, auto rows) { add_keys<rows>(u, r, key, end); });
+    }
+    for (int r = 0; r < u.rows; ++r) {
+      const F32 alpha = V::set(s_.alpha[r]);
+      for (int64_t c = int64_t{r} * width; c < int64_t{r + 1} * width; c += 16)
+        V::store(s_.o + c, V::mul_add(V::load(s_.o + c), alpha, V::load(s_.spare + c)));
     }
   }
 
-  template <int R>
-  void product_channels(const Unit& u, int r, int begin, int end) {
-    constexpr int kMost = kAccumulators / R < 8 ? kAccumulators / R : 8, kSome = kMost < 4 ? kMost : 4;
+  // One row's sums += the keys of a panel times V: nothing is shared, so sums stay in registers.
+  void add_panel(const Unit& u, int panel) {
+    constexpr int kMost = kAccumulators < 8 ? kAccumulators : 8;
     int64_t c = 0;
-    for (; c + kMost * 16 <= p_.dim_v; c += kMost * 16) product<R, kMost>(u, r, begin, end, c);
-    for (; c + kSome * 16 <= p_.dim_v; c += kSome * 16) product<R, kSome>(u, r, begin, end, c);
-    for (; c < p_.dim_v; c += 16) product<R, 1>(u, r, begin, end, c);
+    for (; c + kMost * 16 <= p_.dim_v; c += kMost * 16) add_panel<kMost>(u, panel, c);
+    for (; c < p_.dim_v; c += 16) add_panel<1>(u, panel, c);
   }
 
-  // R rows x N vectors of channels over keys [begin, end). O is rescaled with the first panel.
-  template <int R, int N>
-  void product(const Unit& u, int first_row, int begin, int end, int64_t channel) {
-    const float* p = s_.s + first_row * kBlockKeys;
-    F32 acc[R][N];
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      unroll<N>([&](auto n) __attribute__((always_inline)) { acc[r][n] = V::zero(); });
-    });
-    const int64_t first = u.block * kBlockKeys;
-    for (int key = begin; key < end; ++key) {
-      const char* v = value_row(first + key);
-      F32 weight[R];
-      unroll<R>([&](auto r) __attribute__((always_inline)) { weight[r] = V::set(p[r * kBlockKeys + key]); });
+  template <int N>
+  void add_panel(const Unit& u, int panel, int64_t channel) {
+    F32 sum[N];
+    unroll<N>([&](auto n) __attribute__((always_inline)) { sum[n] = V::load(s_.spare + channel + n * 16); });
+    for (int key = panel * kPanelKeys, end = end_of(u, panel); key < end; ++key) {
+      const char* v = value_row(u.block * kBlockKeys + key);
+      const F32 weight = V::set(s_.s[key]);
       unroll<N>([&](auto n) __attribute__((always_inline)) {
         const F32 x = N > 1 ? Rows<V>::load(v, T, channel + n * 16) : load(v, channel, p_.dim_v);
-        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r][n] = V::mul_add(x, weight[r], acc[r][n]); });
+        sum[n] = V::mul_add(x, weight, sum[n]);
       });
     }
-    const bool first_panel = begin == u.panel_begin * kPanelKeys;
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      float* o = s_.o + int64_t{first_row + r} * a_.sizes->value_width + channel;
-      const F32 alpha = V::set(first_panel ? s_.alpha[first_row + r] : 1.0f);
-      unroll<N>([&](auto n) __attribute__((always_inline)) {
-        V::store(o + n * 16, V::mul_add(V::load(o + n * 16), alpha, acc[r][n]));
+    unroll<N>([&](auto n) __attribute__((always_inline)) { V::store(s_.spare + channel + n * 16, sum[n]); });
+  }
+
+  // R rows' sums of a block += kKeys keys times V. Keys from `end` on weigh nothing and are read as the last one.
+  template <int R>
+  void add_keys(const Unit& u, int first_row, int key, int end) {
+    const char* rows[kKeys];
+    F32 weight[R][kKeys];
+    unroll<kKeys>([&](auto k) __attribute__((always_inline)) {
+      rows[k] = value_row(u.block * kBlockKeys + (key + k < end ? key + k : end - 1));
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        weight[r][k] = V::set(s_.s[(first_row + r) * kBlockKeys + key + k]);
       });
     });
+    const int width = a_.sizes->value_width;
+    float* const sums = s_.spare + int64_t{first_row} * width;
+    const auto add = [&](int64_t c, auto&& load) __attribute__((always_inline)) {
+      F32 x[kKeys];
+      unroll<kKeys>([&](auto k) __attribute__((always_inline)) { x[k] = load(rows[k]); });
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        F32 sum = V::load(sums + r * width + c);
+        unroll<kKeys>([&](auto k) __attribute__((always_inline)) { sum = V::mul_add(x[k], weight[r][k], sum); });
+        V::store(sums + r * width + c, sum);
+      });
+    };
+    const int64_t whole = p_.dim_v / 16 * 16;
+    for (int64_t c = 0; c < whole; c += 16)
+      add(
+          c, [&](const char* row) __attribute__((always_inline)) { return Rows<V>::load(row, T, c); });
+    if (whole < p_.dim_v) add(whole, [&](const char* row) { return load(row, whole, p_.dim_v); });
   }
 
   void find_nonfinite_rows() {

@@ -39,7 +39,7 @@ struct ItemState {
   uint8_t* mask_states = nullptr;
   uint32_t* mask_bytes = nullptr;
   uint32_t* unpacked = nullptr;  // one block of INT4 keys as bytes
-  float* spare = nullptr;        // tiles: one unit of O
+  float* spare = nullptr;        // one unit of O
 };
 
 [[gnu::always_inline]] inline int64_t mask_blocks(const Problem& p) {
@@ -75,7 +75,7 @@ struct ItemState {
   s.mask_states = arena.take<uint8_t>(rows / kUnitRows * mask_blocks);
   s.mask_bytes = arena.take<uint32_t>(mask_blocks * 32);
   if (sizes.key_zeros) s.unpacked = arena.take<uint32_t>(int64_t{kBlockKeys} * sizes.key_steps);
-  if (sizes.tiles) s.spare = arena.take<float>(int64_t{2 * kUnitRows} * sizes.value_width);
+  s.spare = arena.take<float>(int64_t{sizes.tiles ? 2 : 1} * kUnitRows * sizes.value_width);
   return s;
 }
 

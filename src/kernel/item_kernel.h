@@ -77,41 +77,49 @@ class ItemKernel {
   Tile classify(Unit& u) const {
     bool in_range = false;
     if (!find_panels(u, in_range)) return Tile::skipped;
-    const auto [least, most] = live_rows(u);
-    if (most == 0) return Tile::skipped;
+    const Live live = live_panels(u);
+    if (live.any == 0) return Tile::skipped;
+    while ((live.any >> u.panel_begin & 1) == 0) ++u.panel_begin;
+    while ((live.any >> (u.panel_end - 1) & 1) == 0) --u.panel_end;
     const MaskState mask = rules_.look_at_mask(u);
     if (mask == MaskState::hides_all) return Tile::skipped;
     if (mask == MaskState::hides_some) return Tile::masked;
-    const bool full = in_range && is_whole(u, least) && !a_.problem->changes_scores() && within_reach(u, kFixedReach);
-    if constexpr (V::kQuarters) u.plain = least == 2 && ends_within(u) && within_reach(u, kPlainReach);
+    const bool full = in_range && is_whole(u, live) && !a_.problem->changes_scores() && within_reach(u, kFixedReach);
+    if constexpr (V::kQuarters) u.plain = live.all && ends_within(u) && within_reach(u, kPlainReach);
     return full ? Tile::full : Tile::unmasked_partial;
   }
 
-  // A folded mask may hide all keys of some panels, which only the general form can stand. On tiles the fused form
-  // knows no hidden key at all, padding included.
-  bool is_whole(const Unit& u, int least_live) const {
-    const int64_t end = u.block * kBlockKeys + u.panel_end * kPanelKeys;
-    if (kUsesTiles<V, S> && !ends_within(u)) return false;
-    if (!a_.mask_folded) return true;
-    if (kUsesTiles<V, S>) return least_live == 2;
-    const bool whole_block = end >= a_.sequence.len_k || u.panel_end == kPanels;
-    return least_live > 0 && u.panel_begin == 0 && whole_block;
+  // What a folded mask leaves of the unit's panels: those with a key that any row sees, as bits; whether each row sees
+  // one, and whether all rows see all of the block.
+  struct Live {
+    unsigned any = 0;
+    bool each = true, all = true;
+  };
+
+  Live live_panels(const Unit& u) const {
+    const unsigned panels = (1u << u.panel_end) - (1u << u.panel_begin);
+    const uint8_t* blocks = a_.head->block_live + u.block;
+    Live live;
+    const int heads = a_.head->block_live_stride == 0 ? 1 : u.real_rows;
+    for (int r = u.first_row; r < u.first_row + heads; ++r) {
+      const int64_t head = a_.rows[r].head - a_.head_kv * a_.problem->group;
+      const unsigned x = blocks[head * a_.head->block_live_stride];
+      live.any |= x & panels;
+      if ((x & panels) == 0) live.each = false;
+      if ((x & kAllLive) == 0) live.all = false;
+    }
+    return live;
+  }
+
+  // Rows that see no key of the unit are for the general form. On tiles the fused form knows no hidden key at all,
+  // padding included.
+  bool is_whole(const Unit& u, const Live& live) const {
+    if (!kUsesTiles<V, S>) return live.each;
+    return live.all && ends_within(u);
   }
 
   // Whether its panels have no padding.
   bool ends_within(const Unit& u) const { return u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k; }
-
-  // The smallest and the largest block_live of the rows.
-  std::pair<int, int> live_rows(const Unit& u) const {
-    const uint8_t* live = a_.head->block_live + u.block;
-    if (a_.head->block_live_stride == 0) return {*live, *live};
-    int least = 2, most = 0;
-    for (int r = u.first_row; r < u.first_row + u.real_rows; ++r) {
-      const int x = live[(a_.rows[r].head - a_.head_kv * a_.problem->group) * a_.head->block_live_stride];
-      least = x < least ? x : least, most = x > most ? x : most;
-    }
-    return {least, most};
-  }
 
   // Fast fixed point holds +-512 octaves = 32768 units; the margin covers the rounding of the bound itself.
   static constexpr float kFixedReach = 31000;

@@ -129,8 +129,6 @@ struct Product {
   [[gnu::always_inline]] static Acc step_lane(Acc acc, I32 packed, Quad row) {
     if constexpr (E == Element::f32) {
       return V::template mul_add_lane<L>(V::as_f32(packed), row, acc);
-    } else if constexpr (E == Element::bf16) {
-      return V::template dot2_lane<L>(acc, packed, row);
     } else if constexpr (U == Unsigned::packed) {
       return V::template dot4_ss_lane<L>(acc, packed, row);
     } else {

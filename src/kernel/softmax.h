@@ -75,8 +75,7 @@ class Softmax {
       if constexpr (V::kQuarters) {
         x[h] = V::exp2_eighths(V::sub_i16(score, V::set_i16(static_cast<int16_t>(row_top + 128))));
       } else {
-        const I16 d = V::sub_i16(V::set_i16(row_top), score);
-        x[h] = V::template shift_right_i16<3>(V::add_i16(V::exp2_i16(d), V::set_i16(4)));
+        x[h] = V::exp2_i16(V::sub_i16(V::set_i16(row_top), score));
       }
       sum = V::add_i16(sum, x[h]);
     });
@@ -148,9 +147,7 @@ class Softmax {
       V::template store_u8_rounded<5>(s_.p + at, x[0], x[1]);
     } else {
       I16 p[2];
-      unroll<2>([&](auto h) __attribute__((always_inline)) {
-        p[h] = V::template shift_right_i16<5>(V::add_i16(x[h], V::set_i16(16)));
-      });
+      unroll<2>([&](auto h) __attribute__((always_inline)) { p[h] = V::template round_shift_i16<5>(x[h]); });
       if constexpr (S::kPv == Element::i8w) {
         auto* words = reinterpret_cast<int16_t*>(s_.p) + at;
         V::store_i16(words, p[0]), V::store_i16(words + 32, p[1]);
@@ -183,13 +180,14 @@ class Softmax {
     add_sums(u, r, sum);
   }
 
-  // Sums of P go to raw until alpha is known.
-  void exponentials_floating(const Unit& u, int r, float reference) {
+  // Sums of P go to raw until alpha is known. Apart, for the constants of exp2 need most of 16 registers.
+  [[gnu::noinline]] void exponentials_floating(const Unit& u, int r, float reference) {
     const F32 top = V::set(reference);
     F32 sum = V::zero();
     float* s = s_.s + r * kBlockKeys;
     auto* p16 = reinterpret_cast<uint16_t*>(s_.p);
-    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 32) {
+    const int end = u.panel_end * kPanelKeys;
+    for (int i = u.panel_begin * kPanelKeys; i < end; i += 32) {
       F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
       if constexpr (S::kPv == Element::bf16) {
         a = to_bf16_precision(a), b = to_bf16_precision(b);

@@ -47,7 +47,7 @@ template <class V>
 PackedSizes sizes_of(Precision precision, int dim_qk, int dim_v) {
   switch (precision) {
     case Precision::exact: return packed_sizes<V, ExactScheme>(dim_qk, dim_v);
-    case Precision::bf16: return packed_sizes<V, Bf16Scheme>(dim_qk, dim_v);
+    case Precision::bf16: return packed_sizes<V, Bf16Scheme<V>>(dim_qk, dim_v);
     case Precision::int8_f16: return packed_sizes<V, Int8F16Scheme<V>>(dim_qk, dim_v);
     case Precision::int8: return packed_sizes<V, Int8Scheme<V>>(dim_qk, dim_v);
     case Precision::int4: return packed_sizes<V, Int4Scheme<V>>(dim_qk, dim_v);
@@ -73,9 +73,9 @@ constexpr KernelTable make_table() {
           V::kHasTiles ? kTileItemRows : kItemRows,
           sizes_of<V>,
           channel_mean<V>,
-          {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme>, pack_block<V, Int8F16Scheme<V>>,
+          {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme<V>>, pack_block<V, Int8F16Scheme<V>>,
            pack_block<V, Int8Scheme<V>>, pack_block<V, Int4Scheme<V>>},
-          {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme>, attend_item<V, Int8F16Scheme<V>>,
+          {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme<V>>, attend_item<V, Int8F16Scheme<V>>,
            attend_item<V, Int8Scheme<V>>, attend_item<V, Int4Scheme<V>>},
           attend_directly<V>,
           merge_rows<V>,

@@ -24,6 +24,11 @@ constexpr int64_t kItemsPerThread = 4;
 void choose_precision(Plan& plan) {
   const Problem& p = plan.problem;
   plan.budget = p.guard;
+  if (p.group * p.max_len_q <= kDirectRows) {
+    plan.start = Precision::exact;
+    plan.reason = "few rows: K and V are read once, as they lie, and nothing is rounded";
+    return;
+  }
   if (p.precision != CLARY_AUTO) {
     plan.start = static_cast<Precision>(p.precision);
     plan.reason = "as asked";

@@ -154,14 +154,16 @@ class Packer {
     for (int64_t g = 0; g < bias_count(); ++g) {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       int count = 0;
+      unsigned live = 0;
       for (int i = 0; i < kBlockKeys; ++i) {
         const bool shown = i < keys_ && (!a_.problem->folds_mask() ||
                                          a_.problem->mask_shows(a_.sequence_index, a_.head_kv * a_.problem->group + g,
                                                                 0, first_key_ + i));
         bias[position_of(i)] = shown ? 0 : hidden;
-        count += shown ? 1 : 0;
+        if (shown) ++count, live |= 1u << i / kPanelKeys;
       }
-      head_.block_live[g * head_.block_live_stride + a_.block] = count == 0 ? 0 : count < keys_ ? 1 : 2;
+      if (count == keys_) live |= kAllLive;
+      head_.block_live[g * head_.block_live_stride + a_.block] = static_cast<uint8_t>(live);
     }
   }
 

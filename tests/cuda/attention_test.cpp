@@ -25,7 +25,7 @@ std::string name_of_mixed(const testing::TestParamInfo<std::tuple<std::string, u
   return std::get<0>(info.param) + "_" + std::to_string(std::get<1>(info.param));
 }
 INSTANTIATE_TEST_SUITE_P(Architectures, CudaMixed,
-                         testing::Combine(testing::Values("sm80", "sm89", "sm90", "sm120"),
+                         testing::Combine(testing::Values("sm80", "sm89", "sm90", "sm100", "sm120"),
                                           testing::Range(uint64_t{0}, kShards)),
                          name_of_mixed);
 
@@ -57,7 +57,7 @@ TEST(CudaAttention, LengthsAtTheEdgesOfTiles) {
 }
 
 TEST(CudaAttention, EveryInstance) {
-  for (const char* arch : {"sm80", "sm89", "sm90", "sm120"})
+  for (const char* arch : {"sm80", "sm89", "sm90", "sm100", "sm120"})
     for (const char* precision :
          {"f16 exact", "bf16 exact", "f32 precision=bf16", "f16 int8_f16", "bf16 int8", "bf16 int4"})
       for (const int dim : {64, 128, 256})

@@ -49,9 +49,8 @@ clary_status make_plan(const std::string& arch, const Problem& problem, Tensors&
 
 const std::vector<EmulatedKernel>& emulated_kernels(const std::string& arch) {
   static const std::map<std::string, std::vector<EmulatedKernel>> kernels = {
-      {"sm80", kernels_of(cuda::KernelsSm80())},
-      {"sm89", kernels_of(cuda::KernelsSm89())},
-      {"sm90", kernels_of(cuda::KernelsSm90())},
+      {"sm80", kernels_of(cuda::KernelsSm80())},   {"sm89", kernels_of(cuda::KernelsSm89())},
+      {"sm90", kernels_of(cuda::KernelsSm90())},   {"sm100", kernels_of(cuda::KernelsSm100())},
       {"sm120", kernels_of(cuda::KernelsSm120())},
   };
   return kernels.at(arch);

@@ -17,7 +17,7 @@ struct EmulatedKernel {
   std::function<void(const cuda::AttentionParams&, int64_t items)> run;
 };
 
-// The kernels of an architecture: "sm80", "sm89", "sm90", "sm120".
+// The kernels of an architecture: "sm80", "sm89", "sm90", "sm100", "sm120".
 const std::vector<EmulatedKernel>& emulated_kernels(const std::string& arch);
 
 // The two halves of a plan whose pointers are to host memory.

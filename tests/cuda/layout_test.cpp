@@ -210,6 +210,7 @@ TEST(CudaInstances, AreWithinTheirArchitecture) {
   const std::vector<std::pair<int, std::vector<Instance>>> lists = {{99, instances(KernelsSm80())},
                                                                     {99, instances(KernelsSm89())},
                                                                     {227, instances(KernelsSm90())},
+                                                                    {99, instances(KernelsSm100())},
                                                                     {99, instances(KernelsSm120())}};
   for (const auto& [kilobytes, list] : lists) {
     std::set<std::tuple<Element, Element, int>> kinds;

@@ -122,8 +122,6 @@ void add_memory(Vocabulary& v) {
          [](In in, Out out) { M::store_f16(A::words(out), A::f32(in, 0)); }});
   v.add({"store_bf16 near bf16", kNearBf16, kExact, 1, 32,
          [](In in, Out out) { M::store_bf16(A::words(out), A::f32(in, 0)); }});
-  v.add({"store_bf16_exact", kBf16Exact, kExact, 2, 64,
-         [](In in, Out out) { M::store_bf16_exact(A::words(out), A::f32(in, 0), A::f32(in, 1)); }});
   v.add({"store_i8", kBits, kExact, 1, 16, [](In in, Out out) { M::store_i8(out, A::i32(in, 0)); }});
   v.add({"load_u8", kBits, kExact, 1, 64, [](In in, Out out) { A::put_i32(out, M::load_u8(in)); }});
 }
@@ -161,13 +159,22 @@ void add_floats(Vocabulary& v) {
   v.add({"to_f32", kBits, kExact, 1, 64, [](In in, Out out) { A::put(out, M::to_f32(A::i32(in, 0))); }});
   v.add({"as_f32", kBits, kExact, 1, 64, [](In in, Out out) { A::put(out, M::as_f32(A::i32(in, 0))); }});
   v.add({"as_i32", kBits, kExact, 1, 64, [](In in, Out out) { A::put_i32(out, M::as_i32(A::f32(in, 0))); }});
-  v.add({"dot2", kBf16Pairs, kNear, 3, 64,
-         [](In in, Out out) { A::put(out, M::dot2(A::f32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
   v.add({"transpose_quarters", kAllFloats, kExact, 4, 256, [](In in, Out out) {
            typename M::F32 x[4] = {A::f32(in, 0), A::f32(in, 1), A::f32(in, 2), A::f32(in, 3)};
            M::transpose_quarters(x);
            for (int i = 0; i < 4; ++i) A::put(out + kVectorBytes * i, x[i]);
          }});
+}
+
+template <class M>
+void add_bf16_products(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"store_bf16_exact", kBf16Exact, kExact, 2, 64,
+         [](In in, Out out) { M::store_bf16_exact(A::words(out), A::f32(in, 0), A::f32(in, 1)); }});
+  v.add({"dot2", kBf16Pairs, kNear, 3, 64,
+         [](In in, Out out) { A::put(out, M::dot2(A::f32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
 }
 
 template <class M>
@@ -224,6 +231,9 @@ void add_wide(Vocabulary& v) {
          [](In in, Out out) { A::put_i32(out, M::dot4(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
   v.add({"shift_right_i16<3>", kBits, kExact, 1, 64, unary_i16<M, M::template shift_right_i16<3>>});
   v.add({"shift_right_i16<8>", kBits, kExact, 1, 64, unary_i16<M, M::template shift_right_i16<8>>});
+  v.add({"round_shift_i16", kBits, kExact, 1, 64, [](In in, Out out) {
+           A::put_i16(out, M::template round_shift_i16<5>(M::template shift_right_i16<1>(A::i16(in, 0))));
+         }});
   v.add({"pack_i16", kBits, kExact, 2, 64,
          [](In in, Out out) { A::put_i16(out, M::pack_i16(A::i32(in, 0), A::i32(in, 1))); }});
   v.add({"pack_i16 of small numbers", kSums, kExact, 2, 64, [](In in, Out out) {
@@ -343,8 +353,6 @@ void add_lanes(Vocabulary& v) {
   v.add({"dot4_uu_lane", kSums, kExact, 3, 64, [](In in, Out out) {
            A::put_i32(out, M::template dot4_uu_lane<3>(A::i32(in, 0), A::i32(in, 1), A::quad(in, 2)));
          }});
-  v.add({"dot2_lane", kBf16Pairs, kFloat, 3, 64,
-         [](In in, Out out) { A::put(out, M::template dot2_lane<1>(A::f32(in, 0), A::i32(in, 1), A::quad(in, 2))); }});
 }
 
 // Products of pairs of rows.
@@ -377,14 +385,14 @@ void add_pairs(Vocabulary& v) {
 }
 
 template <class M>
-Vocabulary make_vocabulary(bool native_dot2) {
+Vocabulary make_vocabulary() {
   Vocabulary v{};
   v.name = M::kName;
-  v.native_dot2 = native_dot2;
   add_memory<M>(v);
   add_floats<M>(v);
   add_integers<M>(v);
   add_words<M>(v);
+  if constexpr (M::kHasDot2) add_bf16_products<M>(v);
   if constexpr (requires { &M::pack_i16; }) add_wide<M>(v);
   if constexpr (requires { &M::exp2_eighths; }) add_quarters<M>(v);
   if constexpr (requires { &M::dot2_i16; }) add_bytes_as_words<M>(v);

@@ -4,7 +4,7 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_amx() { return make_vocabulary<Amx>(true); }
+Vocabulary vocabulary_amx() { return make_vocabulary<Amx>(); }
 bool request_amx() { return Amx::request_permission(); }
 
 }  // namespace clary::test

@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_avx2() { return make_vocabulary<Avx2>(false); }
+Vocabulary vocabulary_avx2() { return make_vocabulary<Avx2>(); }
 
 }  // namespace clary::test

@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_avx512bf16() { return make_vocabulary<Avx512Bf16>(true); }
+Vocabulary vocabulary_avx512bf16() { return make_vocabulary<Avx512Bf16>(); }
 
 }  // namespace clary::test

@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_avx512vnni() { return make_vocabulary<Avx512Vnni>(false); }
+Vocabulary vocabulary_avx512vnni() { return make_vocabulary<Avx512Vnni>(); }
 
 }  // namespace clary::test

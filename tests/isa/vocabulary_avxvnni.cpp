@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_avxvnni() { return make_vocabulary<AvxVnni>(false); }
+Vocabulary vocabulary_avxvnni() { return make_vocabulary<AvxVnni>(); }
 
 }  // namespace clary::test

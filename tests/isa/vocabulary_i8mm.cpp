@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_i8mm() { return make_vocabulary<I8mm>(true); }
+Vocabulary vocabulary_i8mm() { return make_vocabulary<I8mm>(); }
 
 }  // namespace clary::test

@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_neon() { return make_vocabulary<Neon>(false); }
+Vocabulary vocabulary_neon() { return make_vocabulary<Neon>(); }
 
 }  // namespace clary::test

@@ -175,8 +175,7 @@ bool lanes_agree(Result result, float x, float y) {
 }
 
 // Empty, or what differs.
-std::string difference(const Operation& operation, bool native_dot2, const uint8_t* in, const uint8_t* got,
-                       const uint8_t* expected) {
+std::string difference(const Operation& operation, const uint8_t* in, const uint8_t* got, const uint8_t* expected) {
   if (operation.result == Result::kExact) {
     for (int i = 0; i < operation.result_bytes; ++i)
       if (got[i] != expected[i])
@@ -186,7 +185,7 @@ std::string difference(const Operation& operation, bool native_dot2, const uint8
   }
   for (int lane = 0; lane < operation.result_bytes / 4; ++lane) {
     const float x = float_at(got, lane), y = float_at(expected, lane);
-    if (operation.result == Result::kNear && native_dot2) {
+    if (operation.result == Result::kNear) {
       const double bound = 0x1p-22 * exact_dot2(operation, in, lane).magnitude;  // 2 units in its last place
       if (std::fabs(static_cast<double>(x) - static_cast<double>(y)) <= bound) continue;
     } else if (lanes_agree(operation.result, x, y)) {
@@ -313,7 +312,7 @@ TEST_P(VocabularyTest, EqualsSpecification) {
       std::memcpy(expected.in, memory.in, sizeof memory.in);
       const uint8_t* want = expected.run(*specification);
       const uint8_t* got = memory.run(operation);
-      const std::string wrong = difference(operation, tested.native_dot2, memory.in + 4, got, want);
+      const std::string wrong = difference(operation, memory.in + 4, got, want);
       EXPECT_EQ(wrong, "") << operation.name << ", round " << round;
       EXPECT_FALSE(memory.wrote_outside(operation)) << operation.name;
       if (HasFailure()) break;

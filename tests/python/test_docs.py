@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -68,6 +69,30 @@ def test_every_example_runs(example, tmp_path):
 
 def test_there_are_five_examples():
     assert len(EXAMPLES) >= 5
+
+
+RESULTS = [sys.executable, str(ROOT / "scripts/readme_results.py")]
+
+
+def test_the_readme_is_in_step_with_its_results():
+    run = subprocess.run([*RESULTS, "--check", str(ROOT / "README.md")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_typed_figure_is_seen_and_replaced(tmp_path):
+    readme, text = tmp_path / "README.md", (ROOT / "README.md").read_text()
+    shutil.copytree(ROOT / "bench/results", tmp_path / "bench/results")
+    readme.write_text(text.replace(" ms, ", "1 ms, ", 1))
+    run = subprocess.run([*RESULTS, "--check", str(readme)], capture_output=True, text=True)
+    assert run.returncode == 1 and "is not what its files give" in run.stderr
+    assert subprocess.run([*RESULTS, str(readme)]).returncode == 0
+    assert readme.read_text() == text
+    one = "bench/results/amd-epyc-zen3-2vcpu/square-1thread.json"
+    assert subprocess.run([*RESULTS, str(readme), one]).returncode == 0
+    assert readme.read_text().count(".json") == 1 and "avx512bf16, 1 thread" not in readme.read_text()
+    readme.write_text("nothing")
+    run = subprocess.run([*RESULTS, str(readme)], capture_output=True, text=True)
+    assert run.returncode == 1 and "has no '<!-- results of" in run.stderr
 
 
 def test_the_site_builds_without_warnings(tmp_path):

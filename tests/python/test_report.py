@@ -90,6 +90,10 @@ def pictures(page: str) -> dict[str, ElementTree.Element]:
     return {title: ElementTree.fromstring(base64.b64decode(url[len(prefix) :])) for title, url in found}
 
 
+def axes(svg: ElementTree.Element) -> int:
+    return sum(group.get("id", "").startswith("axes_") for group in svg.iter("{http://www.w3.org/2000/svg}g"))
+
+
 def test_every_row_is_there(tmp_path: pathlib.Path) -> None:
     page = make(tmp_path, write(tmp_path / "a.json", document()))
     rows = cells(page)
@@ -119,7 +123,39 @@ def test_pictures(tmp_path: pathlib.Path) -> None:
         "Precision by layer and head",
     ]
     uses = {title: len(svg.findall(".//{*}use[@style]")) for title, svg in drawn.items()}
-    assert uses["Speed"] >= 24 and uses["Share of the peak"] >= 24 and uses["Growth with length"] >= 48
+    assert uses["Speed"] >= 24 and uses["Share of the peak"] >= 24 and uses["Growth with length"] >= 72
+    assert (
+        axes(drawn["Growth with length"]) == 3 * 2
+    )  # time, GOP/s and the share of the peak, for each number of threads
+
+
+def test_growth_without_peaks(tmp_path: pathlib.Path) -> None:
+    """Panels of time and GOP/s are left."""
+    value = document()
+    for r in value["results"]:
+        r.pop("peak_share", None)
+    drawn = pictures(make(tmp_path, write(tmp_path / "a.json", value)))
+    assert "Share of the peak" not in drawn and axes(drawn["Growth with length"]) == 2 * 2
+
+
+def test_columns_that_a_file_has(tmp_path: pathlib.Path) -> None:
+    """What clary bench --reads, --dense and --one-thread measured has columns, and only there."""
+    value = document()
+    value["results"][0] |= {"reads": {"gb_per_s": 17.26, "share": 0.857}, "one_thread": {"speedup": 1.957}}
+    value["results"][1] |= {"dense": {"density": 0.25, "over_density": 1.1404}}
+    value["results"][2] |= {"dense": {"density": 0}}  # nothing is visible
+    rows = cells(make(tmp_path, write(tmp_path / "a.json", value)))
+    header = next(row for row in rows if row[0] == "problem")
+    more = header[9:14]
+    assert more == ["GB/s", "of plain reads", "density", "over density x dense", "x 1 thread"]
+    first = rows.index(header) + 1
+    assert [row[9:14] for row in rows[first : first + 3]] == [
+        ["17.3", "85.7 %", "-", "-", "1.96"],
+        ["-", "-", "0.250", "1.140", "-"],
+        ["-", "-", "0.000", "-", "-"],
+    ]
+    plain = cells(make(tmp_path, write(tmp_path / "a.json", document())))
+    assert len(next(row for row in plain if row[0] == "problem")) == len(header) - 5
 
 
 def test_committed_results(tmp_path: pathlib.Path) -> None:

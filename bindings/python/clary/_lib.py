@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
+from collections.abc import Collection
 from ctypes import (
     POINTER,
     byref,
@@ -122,7 +123,7 @@ class HeadInfo(ctypes.Structure):
     ]
 
 
-def _library_path() -> pathlib.Path:
+def library_path() -> pathlib.Path:
     """CLARY_LIBRARY where it is set (a build of one's own), else the library of the wheel."""
     path = pathlib.Path(os.environ.get("CLARY_LIBRARY") or pathlib.Path(__file__).parent / "libclary.so")
     if not path.exists():
@@ -130,7 +131,8 @@ def _library_path() -> pathlib.Path:
     return path
 
 
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+def declare(library: ctypes.CDLL, names: Collection[str] | None = None) -> ctypes.CDLL:
+    """Gives functions their types, all or those of `names`. Raises: AttributeError when one is missing."""
     tensor, context, plan, params = POINTER(Tensor), c_void_p, c_void_p, POINTER(AttentionParams)
     tensors = POINTER(tensor)
     functions: dict[str, tuple[Any, list[Any]]] = {
@@ -157,13 +159,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "cpu_name": (c_char_p, []),
         "measure_peak": (c_int, [c_char_p, c_int, c_double, POINTER(c_double)]),
     }
-    for name, (result, arguments) in functions.items():
+    for name in functions if names is None else names:
+        result, arguments = functions[name]
         function = getattr(library, "clary_" + name)
         function.restype, function.argtypes = result, arguments
     return library
 
 
-lib = _declare(ctypes.CDLL(str(_library_path())))
+lib = declare(ctypes.CDLL(str(library_path())))
 
 _INVALID_ARGUMENT, _UNSUPPORTED = 1, 2
 

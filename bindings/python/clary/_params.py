@@ -39,6 +39,10 @@ class Options(NamedTuple):
         """A clary_attention_params without tensors."""
         params = _lib.AttentionParams()
         _lib.lib.clary_attention_params_init(ctypes.byref(params))
+        self.fill(params)
+        return params
+
+    def fill(self, params: _lib.AttentionParams) -> None:
         params.layout, params.precision = self.layout, self.precision
         params.causal, params.causal_offset = self.causal, self.causal_offset
         params.softmax_scale = math.nan if self.scale is None else self.scale
@@ -46,7 +50,6 @@ class Options(NamedTuple):
         params.window_left, params.window_right = self.window_left, self.window_right
         params.guard = math.nan if self.guard is None else self.guard
         params.guard_rows = self.guard_rows
-        return params
 
 
 def is_compiling() -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ._extra import need
@@ -64,9 +65,7 @@ def draw(file: File) -> list[Picture]:
             pictures.append(Picture("Share of the peak", note, _dots(pyplot, file, "peak_share", "% of the peak")))
         families = _families(file.rows)
         if families:
-            note = (
-                "Problems that differ in length alone. Medians; the bands reach from the 10th to the 90th percentile."
-            )
+            note = "Problems that differ in length alone. Medians; bands reach from the 10th to the 90th percentile."
             pictures.append(Picture("Growth with length", note, _growth(pyplot, families)))
         if file.layers:
             note = "What auto chose for each head. Numbers: error sampled at the first precision, relative L2 in %."
@@ -173,41 +172,62 @@ def _families(rows: Sequence[Row]) -> dict[_Family, dict[int, list[Row]]]:
 
 
 def _growth(pyplot: Any, families: dict[_Family, dict[int, list[Row]]]) -> str:
-    """Time above, GOP/s below, a column for each family."""
+    """Time above, GOP/s and the share of the peak below, a column for each family."""
     columns = len(families)
+    rows = [row for by_length in families.values() for each in by_length.values() for row in each]
+    kinds: dict[str, Callable[[Row], float | None]] = {"time, ms": _milliseconds, "GOP/s": lambda row: row.gops}
+    if any(row.peak_share is not None for row in rows):
+        kinds["% of the peak"] = lambda row: math.nan if row.peak_share is None else 100 * row.peak_share
     figure, panels = pyplot.subplots(
-        2, columns, figsize=(0.8 + 3.3 * columns, 6.4), sharex=True, sharey="row", squeeze=False, layout="constrained"
+        len(kinds),
+        columns,
+        figsize=(0.8 + 3.3 * columns, 1 + 2.7 * len(kinds)),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
-    rows: list[Row] = []
     for column, ((rest, threads), by_length) in enumerate(families.items()):
-        family_rows = [row for length in by_length.values() for row in length]
-        rows += family_rows
-        for preset in _presets(family_rows):
-            points = [(n, row) for n in sorted(by_length) for row in by_length[n] if row.preset == preset]
-            lengths = [n for n, _ in points]
-            times = [row.time for _, row in points if row.time is not None]
-            style = _style(preset) | {"markersize": 4, "linewidth": 1.2}
-            panels[0][column].plot(lengths, [time["median_s"] * 1e3 for time in times], **style)
-            panels[0][column].fill_between(
-                lengths,
-                [time["p10_s"] * 1e3 for time in times],
-                [time["p90_s"] * 1e3 for time in times],
-                color=style["color"],
-                alpha=0.15,
-                linewidth=0,
-            )
-            panels[1][column].plot(lengths, [row.gops for _, row in points], **style)
-        top, bottom = panels[0][column], panels[1][column]
+        lengths = sorted(by_length)
+        for panel, value in zip(panels[:, column], kinds.values()):
+            _lines(panel, by_length, value)
+        top, bottom = panels[0][column], panels[-1][column]
         top.set_title(f"{rest}\n{_threads_text(threads)}", size=9, family="monospace")
+        _bands(top, by_length)
         top.set_xscale("log", base=2)
         top.set_yscale("log")
-        bottom.set_xticks(sorted(by_length), [str(n) for n in sorted(by_length)], rotation=45)
+        bottom.set_xticks(lengths, [str(n) for n in lengths], rotation=45)
         bottom.set_xlabel("queries and keys")
-    panels[0][0].set_ylabel("time, ms")
-    panels[1][0].set_ylabel("GOP/s")
-    panels[1][0].set_ylim(bottom=0)
+    for panel, label in zip(panels[:, 0], kinds):
+        panel.set_ylabel(label)
+        if label != "time, ms":
+            panel.set_ylim(bottom=0)
     _legend(figure, panels[0][0], _presets(rows))
     return _url(pyplot, figure)
+
+
+def _milliseconds(row: Row, key: str = "median_s") -> float:
+    return 1e3 * row.time[key] if row.time is not None else math.nan
+
+
+def _by_preset(by_length: dict[int, list[Row]]) -> dict[str, list[tuple[int, Row]]]:
+    """Points in the order of length."""
+    points = [(n, row) for n in sorted(by_length) for row in by_length[n]]
+    names = _presets([row for _, row in points])
+    return {name: [(n, row) for n, row in points if row.preset == name] for name in names}
+
+
+def _lines(panel: Any, by_length: dict[int, list[Row]], value: Callable[[Row], float | None]) -> None:
+    for preset, points in _by_preset(by_length).items():
+        style = _style(preset) | {"markersize": 4, "linewidth": 1.2}
+        panel.plot([n for n, _ in points], [value(row) for _, row in points], **style)
+
+
+def _bands(panel: Any, by_length: dict[int, list[Row]]) -> None:
+    for preset, points in _by_preset(by_length).items():
+        low, high = ([_milliseconds(row, key) for _, row in points] for key in ("p10_s", "p90_s"))
+        colour = _style(preset)["color"]
+        panel.fill_between([n for n, _ in points], low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _layers(pyplot: Any, layers: Sequence[dict[str, Any]]) -> str:

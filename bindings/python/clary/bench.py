@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from . import _layers, _problem, _timing, core
+from . import _against, _layers, _problem, _timing, core
 from ._extra import need
 from ._params import PRECISIONS
 from ._problem import Array, Problem
+from ._text import aligned, error_text, time_text
 
 _PRESETS = "exact,bf16,int8,auto"
 _TINY = "b1 hq1 hkv1 l1 d8 f32 exact"
@@ -50,7 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeat", type=_positive(int), metavar="N", help="times to run each call, instead of --seconds")
     add("--rows", type=_positive(int), metavar="N", help="rows to compare with float64 (default 64)")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the results, for python -m clary report")
+    add(
+        "--slower",
+        type=_positive(float),
+        metavar="PERCENT",
+        help="with --against: how much slower a problem may be (default 5)",
+    )
     mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--against",
+        metavar="REF",
+        help="in a git checkout: build this commit and the working tree, time both in turns (default: short.txt, one "
+        "thread); the status is 1 when a problem became slower",
+    )
     mode.add_argument("--overhead", action="store_true", help="microseconds per call of a tiny problem, one thread")
     mode.add_argument(
         "--precisions",
@@ -73,9 +87,13 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def run(options: argparse.Namespace) -> int:
     """Raises: ValueError, OSError, MissingExtra with what was wrong."""
-    need("torch")
     if options.json is not None:
         options.json.open("a").close()  # before the measurement takes its time
+    if options.slower and options.against is None:
+        raise ValueError("--slower: has a meaning with --against only")
+    if options.against is not None:
+        return _compare(options)
+    need("torch")
     if options.precisions is not None:
         _refuse(options, "--precisions", "problem", "file", "precision", "threads", "seconds", "repeat", "rows")
         layers = _layers.measure(options.precisions)
@@ -96,7 +114,7 @@ def _refuse(options: argparse.Namespace, mode: str, *names: str) -> None:
             raise ValueError(f"{name if name == 'problem' else '--' + name}: has no meaning with {mode}")
 
 
-def _lines(options: argparse.Namespace, default: list[str] | None) -> list[str]:
+def _lines(options: argparse.Namespace, default: list[str] | None, file: str = "users.txt") -> list[str]:
     """The problems to run. Words of one problem may come as arguments of their own."""
     if options.problem and options.file is not None:
         raise ValueError("problem: give either a described problem or --file")
@@ -110,7 +128,7 @@ def _lines(options: argparse.Namespace, default: list[str] | None) -> list[str]:
         return list(lines)
     if default is not None and options.file is None:
         return default
-    return _problem.read(options.file or problems_folder() / "users.txt")
+    return _problem.read(options.file or problems_folder() / file)
 
 
 def _threads(text: str) -> list[int]:
@@ -146,11 +164,19 @@ def environment(threads: Sequence[int]) -> dict[str, Any]:
         "isa": info.isa,
         "cores": _timing.usable_cores(),
         "threads": list(threads),
-        "torch": str(need("torch").__version__),
+        "torch": _version("torch"),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _version(package: str) -> str:
+    """Empty: it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _write(options: argparse.Namespace, document: dict[str, Any], threads: Sequence[int]) -> None:
@@ -384,25 +410,21 @@ def table(case: Case, results: Sequence[dict[str, Any]]) -> str:
     return f"{title}\n{aligned(rows)}{missing}\n"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths)]
-        lines.append("  " + "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
-    return "\n".join(lines)
+# ---- against a commit --------------------------------------------------------------------------------------------
 
 
-def time_text(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
-
-
-def error_text(error: float) -> str:
-    return f"{100 * error:.3g} %" if error == 0 or error >= 1e-4 else f"{error:.1e}"
+def _compare(options: argparse.Namespace) -> int:
+    """1 when a problem became slower."""
+    _refuse(options, "--against", "precision")
+    counts = _threads(options.threads or "1")
+    if len(counts) > 1:
+        raise ValueError("--threads: must be one number with --against")
+    percent = options.slower or 5.0
+    times = _against.Times(options.seconds or 1.0, options.repeat, counts[0], options.rows or 64, 1 + percent / 100)
+    results, document = _against.run(_lines(options, None, "short.txt"), options.against, times)
+    print(_against.table(results, options.against, percent))
+    _write(options, document, counts)
+    return 1 if any(result["slower"] for result in results) else 0
 
 
 # ---- overhead ----------------------------------------------------------------------------------------------------

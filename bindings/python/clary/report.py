@@ -10,13 +10,21 @@ from typing import Any
 
 from . import _plots
 from ._extra import need
-from .bench import error_text, time_text
+from ._text import error_text, time_text
 
 DESCRIPTION = """\
 One self-contained HTML page from JSON files of 'clary bench --json' and 'python -m clary bench --json'. Speed against
 peers, error against speed, share of the peak, growth with length where a file has problems that differ in l alone,
 overhead, and what auto chose for each head."""
 
+# What `clary bench --reads`, `--dense` and `--one-thread` add to a result.
+_EXTRAS = {
+    "GB/s": ("reads", "gb_per_s", "{:.3g}"),
+    "of plain reads": ("reads", "share", "{:.1%}"),
+    "density": ("dense", "density", "{:.3f}"),
+    "over density x dense": ("dense", "over_density", "{:.3f}"),
+    "x 1 thread": ("one_thread", "speedup", "{:.2f}"),
+}
 _TIME, _ERRORS = ("median_s", "p10_s", "p90_s", "runs"), ("relative_l2", "relative_l1", "rmse", "cosine", "rows")
 
 
@@ -34,7 +42,10 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One result. speedup: over the faster SDPA where the file has one for the problem, else over "exact"."""
+    """One result. speedup: over the faster SDPA where the file has one for the problem, else over "exact".
+
+    extras: columns that not every file has, with what is in them.
+    """
 
     problem: str
     threads: int
@@ -45,6 +56,7 @@ class Row:
     gops: float | None
     peak_share: float | None
     speedup: float | None
+    extras: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -66,6 +78,10 @@ class File:
 
     def threads(self) -> list[int]:
         return sorted({row.threads for row in self.rows})
+
+    def extras(self) -> list[str]:
+        """The columns of this file beside those of every file."""
+        return [name for name in _EXTRAS if any(name in row.extras for row in self.rows)]
 
 
 def load(path: pathlib.Path) -> File:
@@ -140,9 +156,19 @@ def _rows(results: list[dict[str, Any]]) -> list[Row]:
                 r.get("gops"),
                 r.get("peak_share"),
                 speedup,
+                _extras(r),
             )
         )
     return rows
+
+
+def _extras(result: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, (part, key, form) in _EXTRAS.items():
+        value = result.get(part, {}).get(key)
+        if value is not None:
+            found[name] = form.format(value).replace("%", " %")
+    return found
 
 
 def page(files: list[File]) -> str:

@@ -11,16 +11,17 @@
 
 namespace clary {
 
-// kExp2Table as bytes for vpshufb: [low or high byte][entry / 16][entry mod 16].
+// Bytes for vpshufb, [low or high byte][part][16]: half of kExp2Table in four parts, and 2^(13 - n) for n < 16.
 struct Exp2ByteTable {
-  alignas(64) uint8_t v[2][4][16];
+  alignas(64) uint8_t v[2][5][16];
 };
 
 constexpr Exp2ByteTable make_exp2_byte_table() {
   Exp2ByteTable table{};
-  for (int i = 0; i < 64; ++i)
-    for (int byte = 0; byte < 2; ++byte)
-      table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] >> 8 * byte);
+  for (int byte = 0; byte < 2; ++byte) {
+    for (int i = 0; i < 64; ++i) table.v[byte][i / 16][i % 16] = static_cast<uint8_t>(kExp2Table.v[i] / 2 >> 8 * byte);
+    for (int n = 0; n < 16; ++n) table.v[byte][4][n] = static_cast<uint8_t>((1 << 13 >> n) >> 8 * byte);
+  }
   return table;
 }
 
@@ -35,6 +36,7 @@ struct Avx2 {
   // two ports, with no room for a load that comes late.
   static constexpr int kWideTileRows = 6;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = true;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
@@ -128,10 +130,6 @@ struct Avx2 {
   static F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
   static F32 as_f32(I32 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
   static I32 as_i32(F32 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
-  static void store_bf16_exact(uint16_t* p, F32 a, F32 b) {
-    store_low_words(p, shift_right<16>(as_i32(a)));
-    store_low_words(p + 16, shift_right<16>(as_i32(b)));
-  }
 
   // ---- i32
   static I32 set_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
@@ -175,11 +173,6 @@ struct Avx2 {
     return dot_words(acc, {_mm256_and_si256(u.lo, even), _mm256_and_si256(u.hi, even)}, s_even);
   }
   static I32 dot2_i16(I32 acc, I32 a, I32 b) { return dot_words(acc, {a.lo, a.hi}, {b.lo, b.hi}); }
-  static F32 dot2(F32 acc, I32 a, I32 b) {
-    const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
-    acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
-    return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
-  }
 
   // ---- transposes
   [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
@@ -217,6 +210,11 @@ struct Avx2 {
   static I16 shift_right_i16(I16 a) {
     return {_mm256_srli_epi16(a.lo, n), _mm256_srli_epi16(a.hi, n)};
   }
+  template <int n>
+  static I16 round_shift_i16(I16 a) {
+    const __m256i factor = _mm256_set1_epi16(1 << (15 - n));
+    return {_mm256_mulhrs_epi16(a.lo, factor), _mm256_mulhrs_epi16(a.hi, factor)};
+  }
   // vphminposuw finds the smallest unsigned word: x ^ 0x7fff turns the largest signed word into it.
   [[gnu::always_inline]] static int16_t reduce_max_i16(I16 a) {
     const __m256i half = _mm256_max_epi16(a.lo, a.hi);
@@ -228,17 +226,19 @@ struct Avx2 {
   static void store_u8(uint8_t* p, I16 a, I16 b) {
     store_256(p, _mm256_packus_epi16(a.lo, b.lo)), store_256(p + 32, _mm256_packus_epi16(a.hi, b.hi));
   }
-  // The table index fills a byte, so both registers are looked up at once: `lo` in the even bytes, `hi` in the odd.
+  // An index fills a byte, so both registers are looked up at once. floor(floor(t / 2^n) / 8 + 1/2) is the rounded high
+  // half of t / 2 times 2^(13 - n): t / 2 fits 15 bits, and its lost bit cannot carry across an even bound.
   [[gnu::always_inline]] static I16 exp2_i16(I16 d) {
-    const __m256i fraction = _mm256_set1_epi16(63), even = _mm256_set1_epi16(0xff);
-    const __m256i index =
-        _mm256_or_si256(_mm256_and_si256(d.lo, fraction), _mm256_slli_epi16(_mm256_and_si256(d.hi, fraction), 8));
+    const __m256i fraction = _mm256_set1_epi16(63);
+    const __m256i index = _mm256_packus_epi16(_mm256_and_si256(d.lo, fraction), _mm256_and_si256(d.hi, fraction));
+    const __m256i octave = _mm256_packus_epi16(_mm256_srli_epi16(d.lo, 6), _mm256_srli_epi16(d.hi, 6));
     // Four sixteenths of the table by vpshufb; bits 4 and 5 of the index, moved to bit 7, choose among them.
     const __m256i bit4 = _mm256_slli_epi16(index, 3), bit5 = _mm256_slli_epi16(index, 2);
     const __m256i low = exp2_byte(0, index, bit4, bit5), high = exp2_byte(1, index, bit4, bit5);
-    const __m256i lo = _mm256_or_si256(_mm256_and_si256(low, even), _mm256_slli_epi16(high, 8));
-    const __m256i hi = _mm256_or_si256(_mm256_srli_epi16(low, 8), _mm256_andnot_si256(even, high));
-    return {shift_right_each(lo, _mm256_srli_epi16(d.lo, 6)), shift_right_each(hi, _mm256_srli_epi16(d.hi, 6))};
+    const __m256i power_low = _mm256_shuffle_epi8(exp2_bytes(0, 4), octave);
+    const __m256i power_high = _mm256_shuffle_epi8(exp2_bytes(1, 4), octave);
+    return {_mm256_mulhrs_epi16(_mm256_unpacklo_epi8(low, high), _mm256_unpacklo_epi8(power_low, power_high)),
+            _mm256_mulhrs_epi16(_mm256_unpackhi_epi8(low, high), _mm256_unpackhi_epi8(power_low, power_high))};
   }
   static I32 sum_pairs_u16(I16 a) {
     const I32 x = {a.lo, a.hi};
@@ -307,14 +307,8 @@ struct Avx2 {
     for (int i = 0; i < 4; ++i) x[i] = _mm256_shuffle_epi8(exp2_bytes(byte, i), index);
     return _mm256_blendv_epi8(_mm256_blendv_epi8(x[0], x[1], bit4), _mm256_blendv_epi8(x[2], x[3], bit4), bit5);
   }
-  static __m256i exp2_bytes(int byte, int sixteenth) {
-    return _mm256_broadcastsi128_si256(load_128(kExp2ByteTable.v[byte][sixteenth]));
-  }
-  // Words of x >> words of n, by the variable shifts of 32 bits that AVX2 has.
-  static __m256i shift_right_each(__m256i x, __m256i n) {
-    const __m256i even = _mm256_set1_epi32(0xffff);
-    const __m256i low = _mm256_srlv_epi32(_mm256_and_si256(x, even), _mm256_and_si256(n, even));
-    return _mm256_blend_epi16(low, _mm256_srlv_epi32(x, _mm256_srli_epi32(n, 16)), 0xaa);
+  static __m256i exp2_bytes(int byte, int part) {
+    return _mm256_broadcastsi128_si256(load_128(kExp2ByteTable.v[byte][part]));
   }
 };
 

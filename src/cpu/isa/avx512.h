@@ -17,6 +17,7 @@ struct Avx512Vnni {
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = true;  // enough registers for products and softmax at once
   static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
@@ -107,12 +108,6 @@ struct Avx512Vnni {
   static F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
   static F32 as_f32(I32 a) { return _mm512_castsi512_ps(a); }
   static I32 as_i32(F32 a) { return _mm512_castps_si512(a); }
-  static void store_bf16_exact(uint16_t* p, F32 a, F32 b) {
-    const __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(as_i32(a), 16));
-    const __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(as_i32(b), 16));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), low);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), high);
-  }
 
   static I32 set_i32(int32_t x) { return _mm512_set1_epi32(x); }
   static I32 add_i32(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
@@ -133,11 +128,6 @@ struct Avx512Vnni {
   static I32 min_u8(I32 a, I32 b) { return _mm512_min_epu8(a, b); }
 
   static I32 dot4(I32 acc, I32 u, I32 s) { return _mm512_dpbusd_epi32(acc, u, s); }
-  static F32 dot2(F32 acc, I32 a, I32 b) {
-    const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
-    acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
-    return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
-  }
 
   [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
     const F32 a = _mm512_shuffle_f32x4(x[0], x[1], 0x88), b = _mm512_shuffle_f32x4(x[0], x[1], 0xdd);
@@ -177,6 +167,10 @@ struct Avx512Vnni {
   static I16 shift_right_i16(I16 a) {
     return {_mm512_srli_epi16(a.v, n)};
   }
+  template <int n>
+  static I16 round_shift_i16(I16 a) {
+    return shift_right_i16<n>(add_i16(a, set_i16(1 << (n - 1))));
+  }
   static int16_t reduce_max_i16(I16 a) {
     return Avx2::reduce_max_i16({_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1)});
   }
@@ -184,7 +178,8 @@ struct Avx512Vnni {
   static void store_u8(uint8_t* p, I16 a, I16 b) { _mm512_storeu_si512(p, _mm512_packus_epi16(a.v, b.v)); }
   static I16 exp2_i16(I16 d) {
     const __m512i low = _mm512_load_si512(kExp2Table.v.data()), high = _mm512_load_si512(kExp2Table.v.data() + 32);
-    return {_mm512_srlv_epi16(_mm512_permutex2var_epi16(low, d.v, high), _mm512_srli_epi16(d.v, 6))};
+    const __m512i x = _mm512_srlv_epi16(_mm512_permutex2var_epi16(low, d.v, high), _mm512_srli_epi16(d.v, 6));
+    return round_shift_i16<3>({x});
   }
   static I32 sum_pairs_u16(I16 a) {
     return _mm512_add_epi32(_mm512_and_si512(a.v, _mm512_set1_epi32(0xffff)), _mm512_srli_epi32(a.v, 16));
@@ -194,6 +189,13 @@ struct Avx512Vnni {
 #if defined(__AVX512BF16__)
 struct Avx512Bf16 : Avx512Vnni {
   static constexpr const char* kName = "avx512bf16";
+  static constexpr bool kHasDot2 = true;
+  static void store_bf16_exact(uint16_t* p, F32 a, F32 b) {
+    const __m256i low = _mm512_cvtepi32_epi16(_mm512_srli_epi32(as_i32(a), 16));
+    const __m256i high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(as_i32(b), 16));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), high);
+  }
   static F32 dot2(F32 acc, I32 a, I32 b) {
     return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }

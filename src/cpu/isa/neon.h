@@ -33,6 +33,7 @@ struct Neon {
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
+  static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
   static constexpr bool kSignedKeys = true, kUnsignedValues = true, kLanes = true, kPairs = false;
@@ -213,11 +214,6 @@ struct Neon {
     };
     return each<I32>(dot, acc, a, b);
   }
-  static F32 dot2(F32 acc, I32 a, I32 b) {
-    const I32 high = set_i32(static_cast<int32_t>(0xffff0000u));
-    acc = mul_add(as_f32(shift_left<16>(a)), as_f32(shift_left<16>(b)), acc);
-    return mul_add(as_f32(and_i32(a, high)), as_f32(and_i32(b, high)), acc);
-  }
 
   // ---- four steps of a row: a multiply-add takes its lane, so that no broadcast is on the vector pipes
   using Quad = int32x4_t;
@@ -226,12 +222,6 @@ struct Neon {
   static F32 mul_add_lane(F32 x, Quad q, F32 acc) {
     const float32x4_t row = vreinterpretq_f32_s32(q);
     return each<F32>([&](auto a, auto sum) { return vfmaq_laneq_f32(sum, a, row, L); }, x, acc);
-  }
-  template <int L>
-  static F32 dot2_lane(F32 acc, I32 x, Quad q) {
-    const Quad high = vdupq_n_s32(static_cast<int32_t>(0xffff0000u));
-    acc = mul_add_lane<L>(as_f32(shift_left<16>(x)), vshlq_n_s32(q, 16), acc);
-    return mul_add_lane<L>(as_f32(and_i32(x, {high, high, high, high})), vandq_s32(q, high), acc);
   }
   template <int L>
   static I32 dot4_ss_lane(I32 acc, I32 x, Quad q) {
@@ -371,7 +361,7 @@ struct Neon {
 // The matrix instructions multiply 2 rows by 2 lanes, 8 bytes of each: twice the work of a dot product.
 struct I8mm : Neon {
   static constexpr const char* kName = "i8mm";
-  static constexpr bool kUnsignedValues = false, kPairs = true;
+  static constexpr bool kUnsignedValues = false, kPairs = true, kHasDot2 = true;
 
   static F32 dot2(F32 acc, I32 a, I32 b) {
     auto dot = [](float32x4_t sum, int32x4_t x, int32x4_t y) {

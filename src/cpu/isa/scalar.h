@@ -29,6 +29,7 @@ struct Scalar {
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr int kWideTileRows = kTileRows;  // where a step needs no temporaries beside them
   static constexpr bool kHasTiles = false;         // a matrix engine (tile_* operations)
+  static constexpr bool kHasDot2 = true;           // a dot product of bf16 that is faster than f32
   static constexpr bool kBytesAsWords = false;     // no dot product of bytes that is worth its widening
   static constexpr bool kOverlaps = false;         // enough registers for products and softmax at once
   // How products take their operands. Signed keys: K as signed bytes, for sets whose dot products want equal signs.
@@ -264,10 +265,6 @@ struct Scalar {
     return mul_add(x, as_f32(set_i32(q.v[L])), acc);
   }
   template <int L>
-  static F32 dot2_lane(F32 acc, I32 x, Quad q) {
-    return dot2(acc, x, set_i32(q.v[L]));
-  }
-  template <int L>
   static I32 dot4_ss_lane(I32 acc, I32 x, Quad q) {
     return dot4_ss(acc, x, set_i32(q.v[L]));
   }
@@ -339,6 +336,11 @@ struct Scalar {
   static I16 shift_right_i16(I16 a) {
     return each<I16>([&](int i) { return static_cast<int16_t>(static_cast<uint16_t>(a.v[i]) >> n); });
   }
+  // x / 2^n, rounded to nearest (upwards from the middle), of 15-bit numbers
+  template <int n>
+  static I16 round_shift_i16(I16 a) {
+    return each<I16>([&](int i) { return static_cast<int16_t>((a.v[i] + (1 << (n - 1))) >> n); });
+  }
   static int16_t reduce_max_i16(I16 a) {
     int16_t m = a.v[0];
     for (int16_t x : a.v) m = x > m ? x : m;
@@ -360,9 +362,10 @@ struct Scalar {
       p[i] = static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
     }
   }
-  // floor(kExp2Table[d mod 64] / 2^(d / 64)) as unsigned 16 bits: 65280 * 2^(-d/64). Requires 0 <= d < 1024.
+  // 8160 * 2^(-d/64): kExp2Table[d mod 64] / 2^(d / 64), rounded down, / 8, rounded. Requires 0 <= d < 1024.
   static I16 exp2_i16(I16 d) {
-    return each<I16>([&](int i) { return static_cast<int16_t>(kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)); });
+    return each<I16>(
+        [&](int i) { return static_cast<int16_t>(((kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)) + 4) >> 3); });
   }
   // ---- for sets with kQuarters
   // 65280 * 2^((w + 128) / 64) / 8, rounded: (exp2_i16(-128 - w) + 4) / 8. Requires -1151 <= w <= -128.

@@ -44,13 +44,15 @@ template <class M, class C>
 class WgmmaAttention;
 
 // kSpecial_: of 8 exponentials, how many by the special function unit (packed_exp2.h), where P is e4m3.
-template <Element kQk_, Element kPv_, int kDim_, int kKeys_, int kStages_, int kSpecial_ = 8>
+// kTurns_: consumers take turns in issuing products.
+template <Element kQk_, Element kPv_, int kDim_, int kKeys_, int kStages_, int kSpecial_ = 8, bool kTurns_ = true>
 struct WgmmaConfig {
   template <class M>
   using Kernel = WgmmaAttention<M, WgmmaConfig>;
   static constexpr bool kPersistent = true;
   static constexpr Element kQk = kQk_, kPv = kPv_;
   static constexpr int kDim = kDim_, kKeys = kKeys_, kStages = kStages_, kSpecial = kSpecial_;
+  static constexpr bool kTurns = kTurns_;
   static constexpr int kConsumers = 2, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
   // e4m3 sums of one tile are kept apart; whether S and they fit beside O decides on the overlap within a group.
   static constexpr bool kTwoLevel = kPv == Element::e4m3;
@@ -209,8 +211,12 @@ class WgmmaAttention {
     CLARY_DEVICE float scale_of_keys(const Item& item, int tile) const {
       return p.k_scale[(item.key_base + tile) * kKeyGroups + lane % 4];
     }
-    CLARY_DEVICE void wait_turn() const { M::turn_wait(1 + group); }
-    CLARY_DEVICE void pass_turn() const { M::turn_pass(2 - group); }
+    CLARY_DEVICE void wait_turn() const {
+      if (C::kTurns) M::turn_wait(1 + group);
+    }
+    CLARY_DEVICE void pass_turn() const {
+      if (C::kTurns) M::turn_pass(2 - group);
+    }
   };
 
   static CLARY_DEVICE void consume(const AttentionParams& p, uint32_t shared, const Barriers& bars, int group) {

@@ -1,6 +1,7 @@
 #include "cuda/check/bench.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <vector>
@@ -8,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cuda/check/device.h"
+#include "cuda/check/variants.h"
 #include "cuda/host/plan.h"
 #include "cuda/launch/kernels.h"
 
@@ -144,13 +146,93 @@ nlohmann::json measure(const Shape& s, cudaStream_t stream) {
           {"quantise_gbs", bytes / quantise_ms * 1e-6}};
 }
 
+void write_report(const std::string& path, const nlohmann::json& rows) {
+  cudaDeviceProp properties;
+  must(cudaGetDeviceProperties(&properties, 0), "properties");
+  int driver = 0;
+  must(cudaDriverGetVersion(&driver), "driver");
+  const nlohmann::json report = {{"gpu", properties.name}, {"driver", driver}, {"rows", rows}};
+  std::ofstream(path) << report.dump(1) << '\n';
+}
+
+#if defined(CLARY_GPU_VARIANTS)
+// The last head of the output of one run of a plan's attention kernel.
+std::vector<uint16_t> run_once(Bench& b, const cuda::ArchKernels& kernels, const cuda::CudaPlan& plan, const Shape& s,
+                               cudaStream_t stream) {
+  std::vector<uint16_t> head(static_cast<size_t>(s.length * s.dim));
+  must(cudaMemsetAsync(b.out.data(), 0xff, b.out.bytes(), stream), "clearing out");
+  must(static_cast<cudaError_t>(kernels.attend(plan, stream, b.processors)), "attend");
+  must(cudaStreamSynchronize(stream), "attend");
+  must(cudaMemcpy(head.data(), static_cast<char*>(b.out.data()) + b.out.bytes() - head.size() * 2, head.size() * 2,
+                  cudaMemcpyDeviceToHost),
+       "download");
+  return head;
+}
+
+// Relative L2 difference of two arrays of bf16.
+double difference(const std::vector<uint16_t>& a, const std::vector<uint16_t>& b) {
+  const auto value = [](uint16_t x) {
+    const uint32_t bits = static_cast<uint32_t>(x) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return static_cast<double>(f);
+  };
+  double squares = 0, apart = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    squares += value(a[i]) * value(a[i]);
+    apart += (value(a[i]) - value(b[i])) * (value(a[i]) - value(b[i]));
+  }
+  return std::sqrt(apart / squares);
+}
+
+// The kernel that ships and its variants, of one shape. Returns how many are wrong. P and V in e4m3 leave 4 % on these
+// numbers; a variant rounds other P, and is then as far from the kernel that ships.
+int compare_variants(const Shape& s, cudaStream_t stream, nlohmann::json& rows) {
+  constexpr double kMostApart = 0.06;
+  Bench b(s);
+  must(static_cast<cudaError_t>(b.kernels->quantise(b.plan, stream)), "quantise");
+  const std::vector<uint16_t> ships = run_once(b, *b.kernels, b.plan, s, stream);
+  const auto time = [&](const cuda::ArchKernels& kernels, const cuda::CudaPlan& plan) {
+    return median_ms(stream,
+                     [&] { must(static_cast<cudaError_t>(kernels.attend(plan, stream, b.processors)), "run"); });
+  };
+  const auto report = [&](const char* what, nlohmann::json row, double ms, double apart) {
+    const double tops = operations(s) / ms * 1e-9;
+    std::printf("%4lld %-6s %-10s %s %9.3f ms %8.1f TOPS  %.4f%s\n", static_cast<long long>(s.dim),
+                s.causal ? "causal" : "full", s.precision == CLARY_EXACT ? "exact bf16" : "int8", what, ms, tops, apart,
+                apart <= kMostApart ? "" : "  WRONG");
+    row.update({{"dim", s.dim},
+                {"causal", s.causal},
+                {"exact", s.precision == CLARY_EXACT},
+                {"ms", ms},
+                {"tops", tops},
+                {"apart", apart}});
+    rows.push_back(row);
+    return apart <= kMostApart ? 0 : 1;
+  };
+  int wrong = report("what ships          ", {{"ships", true}}, time(*b.kernels, b.plan), 0);
+  const cuda::ArchKernels& kernels = variant_kernels();
+  for (size_t i = 0; i < kernels.instances.size(); ++i) {
+    const cuda::Instance &other = kernels.instances[i], &mine = *b.plan.instance;
+    if (other.pv != mine.pv || other.dim != mine.dim) continue;
+    cuda::CudaPlan plan = b.plan;
+    plan.instance = &other;
+    const cuda::WgmmaKnobs& knobs = variant_knobs()[i];
+    char what[64];
+    std::snprintf(what, sizeof what, "%6d %7d %-5s", knobs.stages, knobs.special, knobs.turns ? "on" : "off");
+    const double apart = difference(ships, run_once(b, kernels, plan, s, stream));
+    wrong += report(what, {{"stages", knobs.stages}, {"special", knobs.special}, {"turns", knobs.turns}},
+                    time(kernels, plan), apart);
+  }
+  return wrong;
+}
+#endif
+
 }  // namespace
 
 int bench(const std::string& path) {
   cudaStream_t stream;
   must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-  cudaDeviceProp properties;
-  must(cudaGetDeviceProperties(&properties, 0), "properties");
   nlohmann::json rows = nlohmann::json::array();
   std::printf("length  dim                                attention only           with quantising\n");
   for (const clary_precision precision : {CLARY_INT8, CLARY_EXACT})
@@ -158,11 +240,31 @@ int bench(const std::string& path) {
       for (const bool causal : {false, true})
         for (const int64_t length : {8192, 16384, 32768})
           rows.push_back(measure({length, dim, causal, precision}, stream));
-  int driver = 0;
-  must(cudaDriverGetVersion(&driver), "driver");
-  const nlohmann::json report = {{"gpu", properties.name}, {"driver", driver}, {"rows", rows}};
-  std::ofstream(path) << report.dump(1) << '\n';
+  write_report(path, rows);
   return 0;
 }
+
+#if defined(CLARY_GPU_VARIANTS)
+int variants(const std::string& path) {
+  int major = 0;
+  must(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "device");
+  if (major != 9) return std::puts("variants are of sm_90a; this GPU is another: nothing to measure"), 0;
+  cudaStream_t stream;
+  must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
+  nlohmann::json rows = nlohmann::json::array();
+  int wrong = 0;
+  std::printf("dim                          stages special turns      attention only       to what ships\n");
+  for (const bool causal : {false, true})
+    for (const Shape& s : {Shape{16384, 64, causal, CLARY_INT8}, Shape{16384, 128, causal, CLARY_INT8},
+                           Shape{16384, 256, causal, CLARY_INT8}, Shape{16384, 128, causal, CLARY_EXACT}})
+      wrong += compare_variants(s, stream, rows);
+  write_report(path, rows);
+  return wrong;
+}
+#else
+int variants(const std::string&) {
+  return std::puts("built without variants: configure with -DCLARY_GPU_VARIANTS=ON"), 0;
+}
+#endif
 
 }  // namespace clary::check

@@ -30,7 +30,7 @@ struct Both {
     must(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "device");
     kernels = cuda::kernels_for(10 * major + minor);
     if (kernels == nullptr) throw std::runtime_error("no kernels for this GPU");
-    arch = major >= 10 ? "sm120" : major == 9 ? "sm90" : minor == 9 ? "sm89" : "sm80";
+    arch = major == 10 ? "sm100" : major > 10 ? "sm120" : major == 9 ? "sm90" : minor == 9 ? "sm89" : "sm80";
     plan_gpu(nullptr);
     workspace = Memory(gpu.workspace_bytes);
     plan_gpu(workspace.data());

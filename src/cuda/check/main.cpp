@@ -8,6 +8,7 @@
 //   bad                wrong devices, host pointers, small workspaces: errors, and a context that still works
 //   streams            graph capture, replay with other inputs, two streams, the same bits 100 times
 //   bench FILE         times, as JSON
+//   variants FILE      times of kernels that might be faster than those that ship
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -258,7 +259,10 @@ int run(const std::vector<std::string>& words) {
   if (command == "bad") return bad();
   if (command == "streams") return streams();
   if (command == "bench" && words.size() == 2) return bench(words[1]);
-  std::puts("clary_gpu_check devices | compare | lines FILE | mixed COUNT SEED | large | bad | streams | bench FILE");
+  if (command == "variants" && words.size() == 2) return variants(words[1]) > 0 ? 1 : 0;
+  std::puts(
+      "clary_gpu_check devices | compare | lines FILE | mixed COUNT SEED | large | bad | streams | bench FILE |\n"
+      "                variants FILE");
   return 2;
 }
 

@@ -10,16 +10,23 @@
 namespace clary::cuda {
 namespace {
 
+// The runtime keeps the last error until it is asked for: whoever asks next, after a launch of their own, must not find
+// what was reported here.
+cudaError_t taken(cudaError_t error) {
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return error;
+}
+
 clary_status check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return CLARY_OK;
+  if (taken(error) == cudaSuccess) return CLARY_OK;
   return fail(CLARY_INTERNAL, "%s: %s (%s)", what, cudaGetErrorName(error), cudaGetErrorString(error));
 }
 
 clary_status check_driver(int wanted) {
   int version = 0, count = 0;
-  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0)
+  if (taken(cudaDriverGetVersion(&version)) != cudaSuccess || version == 0)
     return fail(CLARY_UNSUPPORTED, "q: is on device_type 2 (CUDA), and this machine has no NVIDIA driver");
-  const cudaError_t error = cudaGetDeviceCount(&count);
+  const cudaError_t error = taken(cudaGetDeviceCount(&count));
   if (error == cudaErrorInsufficientDriver)
     return fail(CLARY_UNSUPPORTED, "the NVIDIA driver serves CUDA %d.%d, too old for this library's CUDA %d.%d",
                 version / 1000, version % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
