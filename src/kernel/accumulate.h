@@ -18,6 +18,8 @@ class Accumulate {
   // `hook`: see Product::run; called with the number of the register tile and its turn.
   template <class Hook = NoHook>
   [[gnu::always_inline]] void run(const Unit& u, Hook&& hook = {}) {
+    if constexpr (kUnsignedValues)
+      for (int r = 0; r < u.rows; ++r) surplus_[r] = 128 * sum_bytes(u, r);
     const int width = a_.sizes->value_width;
     int channel = 0, tile = 0;
     for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4>(u, channel, tile, hook);
@@ -31,6 +33,15 @@ class Accumulate {
 
  private:
   static constexpr int kPerStep = elements_per_step(S::kPv);
+  // Sum of P (V + 128) = sum of P V + 128 times the sum of the row's P.
+  static constexpr bool kUnsignedValues = V::kUnsignedValues && S::kPv == Element::i8;
+
+  int32_t sum_bytes(const Unit& u, int r) const {
+    auto sum = V::set_i32(0);
+    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys)
+      sum = V::dot4_uu(sum, V::load_i32(s_.p + r * kBlockKeys + i), V::set_i32(0x01010101));
+    return V::reduce_add_i32(sum);
+  }
 
   template <int N, class Hook>
   [[gnu::always_inline]] void group(const Unit& u, int channel, int& tile, Hook&& hook) {
@@ -42,7 +53,8 @@ class Accumulate {
     constexpr int64_t kStride = kBlockKeys / kPerStep;
     const auto* p =
         (S::kPv == Element::f32 ? reinterpret_cast<const uint32_t*>(s_.s) : reinterpret_cast<const uint32_t*>(s_.p)) +
-        first_step;
+        first_step * (kInPairs<V, S::kPv> ? 2 : 1);
+    if constexpr (V::kQuarters) return group_in_quarters<N>(u, channel, p, v, steps);
     constexpr bool kAllRows = Pv::template kByVectors<N>;
     for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Pv::kRows, ++tile) {
       const auto emit = [&](int r, typename Pv::Acc(&acc)[N]) __attribute__((always_inline)) {
@@ -60,24 +72,51 @@ class Accumulate {
     }
   }
 
+  // With copies of the pointers: stores of O may alias where they are kept.
+  template <int N>
+  [[gnu::always_inline]] void group_in_quarters(const Unit& u, int channel, const uint32_t* p, const uint32_t* v,
+                                                int steps) const {
+    const int width = a_.sizes->value_width;
+    float* const o = s_.o + int64_t{u.first_row} * width + channel;
+    const float *const alpha = s_.alpha, *const beta = s_.beta, *const scales = value_scales(u, channel);
+    const auto start = [&](int row) __attribute__((always_inline)) {
+      return V::set_i32(kUnsignedValues ? -surplus_[row] : 0);
+    };
+    Pv::template run_in_quarters<N>(
+        p, kBlockKeys / kPerStep, v, steps, u.rows,
+        start, [&](int row, int n, typename Pv::Acc acc) __attribute__((always_inline)) {
+          add(o + row * width + n * 16, V::set(alpha[row]), beta[row], S::kFixedPoint ? scales + n * 16 : nullptr, acc);
+        });
+  }
+
   template <int N>
   [[gnu::always_inline]] void add(const Unit& u, int row, int channel, typename Pv::Acc (&acc)[N]) const {
     float* o = s_.o + int64_t{u.first_row + row} * a_.sizes->value_width + channel;
     const F32 alpha = V::set(s_.alpha[row]);
     unroll<N>([&](auto n) __attribute__((always_inline)) {
-      const F32 old = V::load(o + n * 16);
-      if constexpr (S::kFixedPoint) {
-        const float* scale = a_.head->value_scales + u.block * a_.sizes->value_width + channel;
-        const F32 weight = V::mul(V::set(s_.beta[row]), V::load(scale + n * 16));
-        V::store(o + n * 16, V::mul_add(V::to_f32(acc[n]), weight, V::mul(old, alpha)));
-      } else {
-        V::store(o + n * 16, V::mul_add(old, alpha, acc[n]));
-      }
+      add(o + n * 16, alpha, s_.beta[row], value_scales(u, channel + n * 16), acc[n]);
     });
+  }
+
+  [[gnu::always_inline]] static void add(float* o, F32 alpha, float beta, const float* scales, typename Pv::Acc acc) {
+    const F32 old = V::load(o);
+    if constexpr (S::kFixedPoint) {
+      const F32 weight = V::mul(V::set(beta), V::load(scales));
+      V::store(o, V::mul_add(V::to_f32(acc), weight, V::mul(old, alpha)));
+    } else {
+      V::store(o, V::mul_add(old, alpha, acc));
+    }
+  }
+
+  // Where values have scales.
+  [[gnu::always_inline]] const float* value_scales(const Unit& u, int channel) const {
+    if constexpr (!S::kFixedPoint) return nullptr;
+    return a_.head->value_scales + u.block * a_.sizes->value_width + channel;
   }
 
   const AttendArgs& a_;
   const ItemState& s_;
+  int32_t surplus_[kUnitRows];  // of each row; only where values are unsigned
 };
 
 }  // namespace clary

@@ -84,8 +84,9 @@ class ItemKernel {
     const MaskState mask = rules_.look_at_mask(u);
     if (mask == MaskState::hides_all) return Tile::skipped;
     if (mask == MaskState::hides_some) return Tile::masked;
-    const bool plain = in_range && is_whole(u, live) && !a_.problem->changes_scores() && within_reach(u);
-    return plain ? Tile::full : Tile::unmasked_partial;
+    const bool full = in_range && is_whole(u, live) && !a_.problem->changes_scores() && within_reach(u, kFixedReach);
+    if constexpr (V::kQuarters) u.plain = live.all && ends_within(u) && within_reach(u, kPlainReach);
+    return full ? Tile::full : Tile::unmasked_partial;
   }
 
   // What a folded mask leaves of the unit's panels: those with a key that any row sees, as bits; whether each row sees
@@ -114,14 +115,21 @@ class ItemKernel {
   // padding included.
   bool is_whole(const Unit& u, const Live& live) const {
     if (!kUsesTiles<V, S>) return live.each;
-    return live.all && u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k;
+    return live.all && ends_within(u);
   }
+
+  // Whether its panels have no padding.
+  bool ends_within(const Unit& u) const { return u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k; }
 
   // Fast fixed point holds +-512 octaves = 32768 units; the margin covers the rounding of the bound itself.
   static constexpr float kFixedReach = 31000;
-  bool within_reach(const Unit& u) const {
+  // Where nobody has to saturate. Codes may be longer than what they stand for, at head dim 256 by 7 % in bytes and by
+  // 107 % in 4 bits (each channel off by half a step, 1/30 of a range that is at most twice the key's length):
+  // 12000 * 1.07 * 2.07 = 26600.
+  static constexpr float kPlainReach = 12000;
+  bool within_reach(const Unit& u, float most) const {
     if constexpr (!S::kFixedPoint) return true;
-    return bounds(u).reach * a_.head->block_norm[u.block] < kFixedReach;
+    return bounds(u).reach * a_.head->block_norm[u.block] < most;
   }
 
   // Rows that see a non-finite key or value, or whose logits may lie beyond `octaves`. Rows with a non-finite query are

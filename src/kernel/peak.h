@@ -51,20 +51,28 @@ double peak_work(clary_peak what, int64_t rounds) {
   const I32 ones = V::set_i32(0x01010101);
   const F32 one = V::set(1), tiny = V::set(1e-8f);
   const auto fma = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::mul_add(acc, one, V::as_f32(x)); };
+  if constexpr (V::kPairs) {
+    const auto rows = typename V::Quad{};
+    const auto dot8 = [&](I32 acc, I32 x) __attribute__((always_inline)) { return V::dot8_ss(acc, rows, x); };
+    const auto dot4_bf16 = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::dot4_bf16(acc, rows, x); };
+    if (what == CLARY_PEAK_INT8) return peak_chains<V>(rounds, 256, ones, ones, dot8);
+    if (what == CLARY_PEAK_BF16) return peak_chains<V>(rounds, 128, one, ones, dot4_bf16);
+  } else if constexpr (V::kHasDot2) {
+    const auto dot2 = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::dot2(acc, x, ones); };
+    if (what == CLARY_PEAK_BF16) return peak_chains<V>(rounds, 64, one, ones, dot2);
+  }
   if (what == CLARY_PEAK_INT8) {
     constexpr double kOps = V::kBytesAsWords ? 64 : 128;
     return peak_chains<V>(
         rounds, kOps, ones, ones, [&](I32 acc, I32 x) __attribute__((always_inline)) {
           if constexpr (V::kBytesAsWords) {
             return V::dot2_i16(acc, x, ones);
+          } else if constexpr (V::kSignedKeys) {
+            return V::dot4_ss(acc, x, ones);
           } else {
             return V::dot4(acc, x, ones);
           }
         });
-  }
-  if constexpr (V::kHasDot2) {
-    const auto dot2 = [&](F32 acc, I32 x) __attribute__((always_inline)) { return V::dot2(acc, x, ones); };
-    if (what == CLARY_PEAK_BF16) return peak_chains<V>(rounds, 64, one, ones, dot2);
   }
   return peak_chains<V>(rounds, 32, one, V::as_i32(tiny), fma);
 }

@@ -61,6 +61,20 @@ struct Product {
     for (int r = 0; r < rows; ++r) emit_from<N>(raw, r, emit);
   }
 
+  // Where a vector alone is a tile's width: as by vectors, but from the registers. Accumulators of row r begin at
+  // start(r); emit(r, vector, acc).
+  template <int N, class Start, class Emit>
+  [[gnu::always_inline]] static void run_in_quarters(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
+                                                     int rows, Start&& start, Emit&& emit) {
+    for (int n = 0; n < N; ++n)
+      for (int row = 0; row < rows; row += kRows) {
+        Acc acc[kRows][1];
+        unroll<kRows>([&](auto r) __attribute__((always_inline)) { acc[r][0] = from_bits(start(row + r)); });
+        multiply_steps(acc, a + row * a_stride, a_stride, b + n * 16, N * 16, 0, steps);
+        unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(row + r, n, acc[r][0]); });
+      }
+  }
+
  private:
   // Rows of a register tile whose steps need no temporaries.
   static constexpr int kWideRows = E == Element::f32 || E == Element::i8w ? V::kWideTileRows : V::kTileRows;
@@ -111,6 +125,26 @@ struct Product {
       return V::dot4(acc, broadcast, packed);
     }
   }
+  template <int L, class Quad>
+  [[gnu::always_inline]] static Acc step_lane(Acc acc, I32 packed, Quad row) {
+    if constexpr (E == Element::f32) {
+      return V::template mul_add_lane<L>(V::as_f32(packed), row, acc);
+    } else if constexpr (U == Unsigned::packed) {
+      return V::template dot4_ss_lane<L>(acc, packed, row);
+    } else {
+      return V::template dot4_uu_lane<L>(acc, packed, row);
+    }
+  }
+  template <class Quad>
+  [[gnu::always_inline]] static Acc step_pair(Acc acc, I32 packed, Quad rows) {
+    if constexpr (E == Element::bf16) {
+      return V::dot4_bf16(acc, rows, packed);
+    } else if constexpr (U == Unsigned::packed) {
+      return V::dot8_ss(acc, rows, packed);
+    } else {
+      return V::dot8_us(acc, rows, packed);
+    }
+  }
 
   template <int R, int N, class Hook>
   [[gnu::always_inline]] static void multiply(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride, const uint32_t* b,
@@ -126,26 +160,79 @@ struct Product {
         multiply_steps(acc, a, a_stride, b, b_stride, steps * turn / kHooks, steps * (turn + 1) / kHooks);
         hook(turn);
         // Without this the compiler moves accumulators to the stack to make room for the hook's temporaries.
-        unroll<R>([&](auto r) __attribute__((always_inline)) {
-          unroll<N>([&](auto v) __attribute__((always_inline)) { V::keep(acc[r][v]); });
-        });
+        keep(acc);
       });
     }
+  }
+
+  // For the compiler: each accumulator is in its register here.
+  template <int R, int N>
+  [[gnu::always_inline]] static void keep(Acc (&acc)[R][N]) {
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) { V::keep(acc[r][v]); });
+    });
   }
 
   template <int R, int N>
   [[gnu::always_inline]] static void multiply_steps(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
                                                     const uint32_t* b, int64_t b_stride, int begin, int end) {
     b += begin * b_stride;
+    if constexpr (kInPairs<V, E>) {  // here and by lanes steps come in fours, and begin at 0
+      multiply_pairs(acc, a, a_stride, b, b_stride, end);
+    } else if constexpr (V::kLanes) {
+      for (int s = 0; s < end; s += 4, b += 4 * b_stride) multiply_lanes(acc, a + s, a_stride, b, b_stride);
+    } else {
 #pragma GCC unroll 4
-    for (int s = begin; s < end; ++s, b += b_stride) {
-      I32 packed[N];
-      unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
-        unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
+      for (int s = begin; s < end; ++s, b += b_stride) {
+        I32 packed[N];
+        unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
+          unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
+        });
+      }
+    }
+  }
+
+  // Four steps.
+  template <int R, int N>
+  [[gnu::always_inline]] static void multiply_lanes(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
+                                                    const uint32_t* b, int64_t b_stride) {
+    typename V::Quad rows[R];
+    unroll<R>([&](auto r) __attribute__((always_inline)) { rows[r] = V::load_quad(a + r * a_stride); });
+    unroll<4>([&](auto l) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) {
+        const I32 packed = V::load_i32(b + l * b_stride + v * 16);
+        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r][v] = step_lane<l>(acc[r][v], packed, rows[r]); });
+      });
+      // Without this g++ 12 loads all four steps first and has no registers left. The loop over f32 fits, and gets a
+      // copy of some accumulators from more than one.
+      if constexpr (E != Element::f32 || l == 3) keep(acc);
+    });
+  }
+
+  // `steps`: a multiple of 4. Accumulators of rows 2 p and 2 p + 1 hold both rows for half of the lanes until the end.
+  template <int R, int N>
+  [[gnu::always_inline]] static void multiply_pairs(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
+                                                    const uint32_t* b, int64_t b_stride, int steps) {
+    for (int s = 0; s < steps; s += 4, b += 4 * b_stride) {
+      typename V::Quad rows[R];  // two steps of two rows
+      unroll<R>([&](auto i) __attribute__((always_inline)) {
+        rows[i] = V::load_quad(a + i / 2 * 2 * a_stride + 2 * s + i % 2 * 4);
+      });
+      unroll<4>([&](auto l) __attribute__((always_inline)) {
+        unroll<N>([&](auto v) __attribute__((always_inline)) {
+          const I32 packed = V::load_i32(b + l * b_stride + v * 16);
+          unroll<R / 2>([&](auto p) __attribute__((always_inline)) {
+            acc[2 * p + l % 2][v] = step_pair(acc[2 * p + l % 2][v], packed, rows[2 * p + l / 2]);
+          });
+        });
+        keep(acc);  // or accumulators change places, with copies
       });
     }
+    unroll<R / 2>([&](auto p) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) { V::split_rows(acc[2 * p][v], acc[2 * p + 1][v]); });
+    });
   }
 };
 

@@ -26,6 +26,9 @@ struct Scheme {
 // Which schemes run on the matrix engine of a set that has one.
 template <class V, class S>
 inline constexpr bool kUsesTiles = V::kHasTiles&& S::kQk != Element::f32;
+// INT8 keys are signed bytes; otherwise they have +128 and Queries knows what that adds to a score.
+template <class V, class S>
+inline constexpr bool kSignedKeys = V::kSignedKeys || kUsesTiles<V, S>;
 
 using ExactScheme = Scheme<Element::f32, Element::f32>;
 // Where no instruction multiplies bf16, f32 is both exact and faster than taking pairs apart.
@@ -45,6 +48,11 @@ using Int8Scheme = Scheme<kInt8<V>, kProbabilities<V>>;
 template <class V>
 using Int4Scheme = Scheme<Element::i4, kProbabilities<V>>;
 
+// Products of two rows by two steps at once: packed vectors of steps 2 t and 2 t + 1 are interleaved (V::interleave),
+// steps come in fours, and rows 2 p and 2 p + 1 lie in turns, two steps of each.
+template <class V, Element E>
+inline constexpr bool kInPairs = V::kPairs && (E == Element::bf16 || E == Element::i8 || E == Element::i4);
+
 inline constexpr float kLog2e = 1.44269504f;  // octaves per nat
 
 constexpr int elements_per_step(Element e) {
@@ -54,9 +62,11 @@ constexpr int elements_per_step(Element e) {
 // Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the
 // vectors by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
 //   vector j, lane 4 L + i  =  key 16 L + 4 j + i
-template <class S>
+template <class V, class S>
+inline constexpr bool kByQuads = S::kFixedPoint && !V::kQuarters;
+template <class V, class S>
 constexpr int packed_position(int key) {
-  if (!S::kFixedPoint) return key;
+  if (!kByQuads<V, S>) return key;
   const int quarter = key / 16, vector = key / 4 % 4, lane = key % 4;
   return vector * 16 + quarter * 4 + lane;
 }

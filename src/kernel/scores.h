@@ -15,7 +15,8 @@ struct Unit {
   int real_rows = 0;
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
-  int buffer = 0;  // which of the two s16 and top arrays is this unit's
+  int buffer = 0;      // which of the two s16 and top arrays is this unit's
+  bool plain = false;  // no key is hidden, and the scores are far from the bounds of fixed point
 };
 
 template <class V, class S>
@@ -24,6 +25,7 @@ class Scores {
   using F32 = typename V::F32;
   using I32 = typename V::I32;
   using Qk = Product<V, S::kQk, Unsigned::packed>;
+  using Acc = typename Qk::Acc;
 
   Scores(const AttendArgs& args, const ItemState& state) : a_(args), s_(state), steps_(args.sizes->key_steps) {}
 
@@ -47,16 +49,29 @@ class Scores {
   template <class Hook = NoHook>
   [[gnu::always_inline]] void fixed(const Unit& u, Hook&& hook = {}) {
     int16_t* s16 = s_.s16 + u.buffer * kUnitRows * kBlockKeys;
-    const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-      int16_t* to = s16 + row * kBlockKeys + panel * kPanelKeys;
-      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
-    };
-    each_row(u, store, hook);
+    if constexpr (V::kQuarters) {
+      fixed_in_quarters(u, s16);
+    } else {
+      const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+        int16_t* to = s16 + row * kBlockKeys + panel * kPanelKeys;
+        V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+        V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+      };
+      each_row(u, store, hook);
+    }
   }
 
   // Into s, in the order of the keys.
   void natural(const Unit& u) {
+    if constexpr (V::kQuarters) {
+      const Factors f = factors();
+      const auto start = [](int) __attribute__((always_inline)) { return V::set_i32(0); };
+      return each_vector(
+          u, start, [&](int row, int key, Acc acc) __attribute__((always_inline)) {
+            V::store(s_.s + row * kBlockKeys + key,
+                     scale(f, u.first_row + row, u.block * kBlockKeys + key, to_f32(acc)));
+          });
+    }
     each_row(
         u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
           if constexpr (S::kFixedPoint) V::transpose_quarters(x);
@@ -72,6 +87,41 @@ class Scores {
            int64_t{panel} * steps_ * kPanelKeys;
   }
 
+  // Up to here sums of products of INT8 codes stay below 2^22, where integers and floats are the same bits.
+  static constexpr int kSmallSteps = 64;
+
+  void fixed_in_quarters(const Unit& u, int16_t* s16) {
+    const bool small = u.plain && steps_ <= kSmallSteps;
+    const I32 first = small ? V::small_sums() : V::set_i32(0);
+    const Factors f = factors();
+    const int first_row = u.first_row;
+    const int64_t first_key = u.block * kBlockKeys;
+    each_vector(
+        u, [&](int) __attribute__((always_inline)) { return first; },
+        [&](int row, int key, Acc acc) __attribute__((always_inline)) {
+          // In packed order the other 8 of 16 keys are 32 behind.
+          int16_t* to = s16 + row * kBlockKeys + key / kPanelKeys * kPanelKeys + key % kPanelKeys / 2;
+          if (small) [[likely]] {
+            V::store_small_words(to, 32, scale(f, first_row + row, first_key + key, V::to_f32_small(acc)));
+          } else {
+            V::store_words_saturated(to, 32, scale(f, first_row + row, first_key + key, V::to_f32(acc)));
+          }
+        });
+  }
+
+  // body(row of the unit, first of 16 keys of the block, accumulators)
+  template <class Start, class Body>
+  [[gnu::always_inline]] void each_vector(const Unit& u, Start&& start, Body&& body) {
+    const uint32_t* q = s_.q + u.first_row * s_.q_stride;
+    const int rows = u.rows, end = u.panel_end;
+    for (int panel = u.panel_begin; panel < end; ++panel)
+      Qk::template run_in_quarters<4>(
+          q, s_.q_stride, panel_keys(u, panel), steps_, rows,
+          start, [&](int row, int n, Acc acc) __attribute__((always_inline)) {
+            body(row, panel * kPanelKeys + n * 16, acc);
+          });
+  }
+
   // body(row of the unit, panel, 4 vectors of scores)
   template <class Body, class Hook = NoHook>
   [[gnu::always_inline]] void each_row(const Unit& u, Body&& body, Hook&& hook = {}) {
@@ -82,7 +132,7 @@ class Scores {
       constexpr bool kAllRows = Qk::template kByVectors<4>;
       for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Qk::kRows, ++tile) {
         const int first = u.first_row + row;
-        const auto emit = [&](int r, typename Qk::Acc(&acc)[4]) __attribute__((always_inline)) {
+        const auto emit = [&](int r, Acc(&acc)[4]) __attribute__((always_inline)) {
           F32 x[4];
           scale(first + r, at, acc, x);
           body(row + r, panel, x);
@@ -100,26 +150,48 @@ class Scores {
     }
   }
 
-  [[gnu::always_inline]] void scale(int row, int64_t at, typename Qk::Acc (&acc)[4], F32 (&x)[4]) const {
-    const F32 q_scale = V::set(s_.q_scale[row]);
-    const float* bias = s_.key_bias[row] + at;
+  [[gnu::always_inline]] void scale(int row, int64_t at, Acc (&acc)[4], F32 (&x)[4]) const {
     unroll<4>([&](auto v) __attribute__((always_inline)) {
-      if constexpr (!S::kIntegerQk) {
-        x[v] = V::mul_add(acc[v], q_scale, V::load(bias + v * 16));
+      F32 sum;
+      if constexpr (S::kQk == Element::i8 && !kSignedKeys<V, S>) {
+        sum = V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row])));
       } else {
-        const F32 step = V::load(a_.head->key_scales + at + v * 16);
-        F32 y;
-        if constexpr (S::kQk == Element::i8w) {
-          y = V::mul(V::to_f32(acc[v]), step);
-        } else if constexpr (S::kQk == Element::i8) {
-          y = V::mul(V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row]))), step);
-        } else {
-          const F32 zero = V::mul(V::load(a_.head->key_zeros + at + v * 16), V::set(s_.q_sum[row]));
-          y = V::mul_add(V::to_f32(acc[v]), step, zero);
-        }
-        x[v] = V::mul_add(y, q_scale, V::load(bias + v * 16));
+        sum = to_f32(acc[v]);
       }
+      x[v] = scale(factors(), row, at + v * 16, sum);
     });
+  }
+
+  // What turns products into scores. A copy of the pointers: stores of scores may alias where they are kept.
+  struct Factors {
+    const float *q_scale, *q_sum, *steps, *zeros;
+    const float* const* bias;
+  };
+  [[gnu::always_inline]] Factors factors() const {
+    return {s_.q_scale, s_.q_sum, a_.head->key_scales, a_.head->key_zeros, s_.key_bias};
+  }
+  // Scores of one row of the item and 16 keys from `at` of the head's.
+  [[gnu::always_inline]] static F32 scale(const Factors& f, int row, int64_t at, F32 sum) {
+    const F32 q_scale = V::set(f.q_scale[row]), bias = V::load(f.bias[row] + at);
+    if constexpr (!S::kIntegerQk) {
+      return V::mul_add(sum, q_scale, bias);
+    } else {
+      F32 y;
+      if constexpr (S::kQk == Element::i4) {
+        y = V::mul_add(sum, V::load(f.steps + at), V::mul(V::load(f.zeros + at), V::set(f.q_sum[row])));
+      } else {
+        y = V::mul(sum, V::load(f.steps + at));
+      }
+      return V::mul_add(y, q_scale, bias);
+    }
+  }
+
+  [[gnu::always_inline]] static F32 to_f32(Acc sum) {
+    if constexpr (S::kIntegerQk) {
+      return V::to_f32(sum);
+    } else {
+      return sum;
+    }
   }
 
   const AttendArgs& a_;

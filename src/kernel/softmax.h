@@ -67,23 +67,19 @@ class Softmax {
   [[gnu::always_inline]] void exponentials(const Unit& u, int r, int panel, int16_t row_top, I16& sum) const {
     // Scores more than 1023 units (16 octaves) below the top are as good as -inf: clamped, they give P = 0.
     const int lowest = row_top - 1023;
-    const I16 reference = V::set_i16(row_top);
     const I16 floor = V::set_i16(static_cast<int16_t>(lowest < -32768 ? -32768 : lowest));
     const int16_t* s = scores(u, r) + panel * kPanelKeys;
-    I16 p[2];
+    I16 x[2];  // u / 8
     unroll<2>([&](auto h) __attribute__((always_inline)) {
-      const I16 d = V::sub_i16(reference, V::max_i16(floor, V::load_i16(s + h * 32)));
-      const I16 x = V::exp2_i16(d);
-      sum = V::add_i16(sum, x);
-      p[h] = V::template round_shift_i16<5>(x);
+      const I16 score = V::max_i16(floor, V::load_i16(s + h * 32));
+      if constexpr (V::kQuarters) {
+        x[h] = V::exp2_eighths(V::sub_i16(score, V::set_i16(static_cast<int16_t>(row_top + 128))));
+      } else {
+        x[h] = V::exp2_i16(V::sub_i16(V::set_i16(row_top), score));
+      }
+      sum = V::add_i16(sum, x[h]);
     });
-    const int at = r * kBlockKeys + panel * kPanelKeys;
-    if constexpr (S::kPv == Element::i8w) {
-      auto* words = reinterpret_cast<int16_t*>(s_.p) + at;
-      V::store_i16(words, p[0]), V::store_i16(words + 32, p[1]);
-    } else {
-      V::store_u8(s_.p + at, p[0], p[1]);
-    }
+    store_bytes(r, panel, x);
   }
 
   // l of one row, when the sums of all its panels are known.
@@ -141,16 +137,40 @@ class Softmax {
  private:
   int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
 
+  // P of one row and panel: u / 8 / 32, rounded.
+  [[gnu::always_inline]] void store_bytes(int r, int panel, I16 (&x)[2]) const {
+    const int at = r * kBlockKeys + panel * kPanelKeys;
+    if constexpr (kInPairs<V, S::kPv>) {
+      V::template store_u8_rounded_apart<5>(s_.p + r / 2 * 2 * kBlockKeys + panel * 2 * kPanelKeys + r % 2 * 8, x[0],
+                                            x[1]);
+    } else if constexpr (V::kQuarters) {
+      V::template store_u8_rounded<5>(s_.p + at, x[0], x[1]);
+    } else {
+      I16 p[2];
+      unroll<2>([&](auto h) __attribute__((always_inline)) { p[h] = V::template round_shift_i16<5>(x[h]); });
+      if constexpr (S::kPv == Element::i8w) {
+        auto* words = reinterpret_cast<int16_t*>(s_.p) + at;
+        V::store_i16(words, p[0]), V::store_i16(words + 32, p[1]);
+      } else {
+        V::store_u8(s_.p + at, p[0], p[1]);
+      }
+    }
+  }
+
   void pack_row(const Unit& u, int r, F32 reference) {
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
       const float* from = s_.s + r * kBlockKeys + panel * kPanelKeys;
       F32 x[4];
       // Above the reference are only rows that exact_row() computes; they must stay within the table.
       for (int v = 0; v < 4; ++v) x[v] = V::min(V::sub(V::load(from + v * 16), reference), V::zero());
-      V::transpose_quarters(x);
       int16_t* to = scores(u, r) + panel * kPanelKeys;
-      V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-      V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+      if constexpr (V::kQuarters) {
+        for (int v = 0; v < 4; ++v) V::store_words_saturated(to + v * 8, 32, x[v]);
+      } else {
+        V::transpose_quarters(x);
+        V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
+        V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
+      }
     }
   }
 
@@ -165,13 +185,17 @@ class Softmax {
     const F32 top = V::set(reference);
     F32 sum = V::zero();
     float* s = s_.s + r * kBlockKeys;
-    auto* p16 = reinterpret_cast<uint16_t*>(s_.p) + r * kBlockKeys;
+    auto* p16 = reinterpret_cast<uint16_t*>(s_.p);
     const int end = u.panel_end * kPanelKeys;
     for (int i = u.panel_begin * kPanelKeys; i < end; i += 32) {
       F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
       if constexpr (S::kPv == Element::bf16) {
         a = to_bf16_precision(a), b = to_bf16_precision(b);
-        V::store_bf16_exact(p16 + i, a, b);
+        if constexpr (kInPairs<V, S::kPv>) {
+          V::store_bf16_exact_apart(p16 + r / 2 * 2 * kBlockKeys + 2 * i + r % 2 * 4, a, b);
+        } else {
+          V::store_bf16_exact(p16 + r * kBlockKeys + i, a, b);
+        }
       } else {
         V::store(s + i, a), V::store(s + i + 16, b);
       }

@@ -11,6 +11,7 @@
 //
 //   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 bf16 / 1 f32 keys,
 //                      or 2 INT8 in words: keys first_key_of_word_step() and the next
+//   in pairs (kInPairs)  steps 2t and 2t+1 of a lane side by side, in K and in V
 //   matrix engine      transposed: [32 channels][32 keys][2][16 channels][16 steps]
 //
 // Source of the smoothing and of the per-token scales: SageAttention2 (arXiv 2411.10958); of the asymmetric INT4 codes
@@ -32,7 +33,8 @@ PackedSizes packed_sizes(int dim_qk, int dim_v) {
   sizes.tiles = kUsesTiles<V, S>;
   const bool nibbles = S::kQk == Element::i4 && !sizes.tiles;
   const int per_step = elements_per_step(S::kQk);
-  sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, sizes.tiles ? 16 : nibbles ? 2 : 1));
+  const int align = sizes.tiles ? 16 : V::kLanes ? 4 : nibbles ? 2 : 1;
+  sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, align));
   sizes.value_width = static_cast<int>(round_up(dim_v, sizes.tiles ? 32 : 16));
   sizes.key_block_bytes = int64_t{kBlockKeys} * sizes.key_steps * 4 / (nibbles ? 2 : 1);
   sizes.value_block_bytes = int64_t{kBlockKeys} * sizes.value_width * 4 / elements_per_step(S::kPv);
@@ -119,7 +121,7 @@ class Packer {
   }
 
   static constexpr int position_of(int key) {
-    return key / kPanelKeys * kPanelKeys + packed_position<S>(key % kPanelKeys);
+    return key / kPanelKeys * kPanelKeys + packed_position<V, S>(key % kPanelKeys);
   }
 
   // One key into row `slot` of rows_, smoothed. Returns its norm.
@@ -234,15 +236,15 @@ class Packer {
     }
   }
 
-  // Code c = round(key[c] * inverse_step). As bytes + 128, the unsigned operand of its product; tiles multiply signed
-  // ones.
+  // Code c = round(key[c] * inverse_step); as a byte + 128, where it is the unsigned operand of its product.
   void write_codes(const float* key, int width, float inverse_step, uint32_t* image) {
     for (int c = 0; c < width; c += 16) {
       const I32 code = V::to_i32(V::mul(V::load(key + c), V::set(inverse_step)));
       if constexpr (S::kQk == Element::i8w) {
         V::store_words(reinterpret_cast<int16_t*>(image) + c, code);
       } else {
-        V::store_i8(reinterpret_cast<uint8_t*>(image) + c, kTiles ? code : V::add_i32(code, V::set_i32(128)));
+        V::store_i8(reinterpret_cast<uint8_t*>(image) + c,
+                    kSignedKeys<V, S> ? code : V::add_i32(code, V::set_i32(128)));
       }
     }
   }
@@ -322,10 +324,12 @@ class Packer {
   }
 
   static constexpr int key_at(int vector, int lane) {
-    return S::kFixedPoint ? 16 * (lane / 4) + 4 * vector + lane % 4 : 16 * vector + lane;
+    return kByQuads<V, S> ? 16 * (lane / 4) + 4 * vector + lane % 4 : 16 * vector + lane;
   }
 
-  void store_steps(const I32 (&x)[16], uint32_t* to, int step) {
+  void store_steps(I32 (&x)[16], uint32_t* to, int step) {
+    if constexpr (kInPairs<V, S::kQk>)
+      for (int s = 0; s < 16; s += 2) V::interleave(x[s], x[s + 1]);
     const int count = sizes_.key_steps - step < 16 ? sizes_.key_steps - step : 16;
     if constexpr (S::kQk == Element::i4) {
       for (int s = 0; s < count; s += 2)
@@ -377,23 +381,34 @@ class Packer {
     const float* from = rows_ + channel;
     F32 inverse = V::set(1);
     if constexpr (S::kFixedPoint) inverse = value_scale(channel, padded_keys);
-    for (int step = 0; step * kPerStep < padded_keys; ++step) {
-      const float* x = from + step * kPerStep * width;
-      I32 word;
-      if constexpr (S::kPv == Element::f32) {
-        word = V::as_i32(V::load(x));
-      } else if constexpr (S::kPv == Element::bf16) {
-        word = bf16_pair(x, width);
-      } else if constexpr (S::kPv == Element::i8w) {
-        const float* y = from + first_key_of_word_step(step) * width;
-        word = V::or_i32(V::and_i32(to_code(y, inverse), V::set_i32(0xffff)),
-                         V::template shift_left<16>(to_code(y + width, inverse)));
-      } else {
-        word = V::or_i32(V::or_i32(code(x, inverse), V::template shift_left<8>(code(x + width, inverse))),
-                         V::or_i32(V::template shift_left<16>(code(x + 2 * width, inverse)),
-                                   V::template shift_left<24>(code(x + 3 * width, inverse))));
+    const auto store = [&](int step, I32 word) { V::store_i32(to + int64_t{step} * vectors * 16, word); };
+    if constexpr (kInPairs<V, S::kPv>) {
+      for (int step = 0; step * kPerStep < padded_keys; step += 2) {
+        I32 x = value_word(from, step, inverse), y = value_word(from, step + 1, inverse);
+        V::interleave(x, y);
+        store(step, x), store(step + 1, y);
       }
-      V::store_i32(to + int64_t{step} * vectors * 16, word);
+    } else {
+      for (int step = 0; step * kPerStep < padded_keys; ++step) store(step, value_word(from, step, inverse));
+    }
+  }
+
+  // One step of 16 channels: 4 bytes each, of one key after the other.
+  I32 value_word(const float* from, int step, F32 inverse) const {
+    const int width = sizes_.value_width;
+    const float* x = from + step * elements_per_step(S::kPv) * width;
+    if constexpr (S::kPv == Element::f32) {
+      return V::as_i32(V::load(x));
+    } else if constexpr (S::kPv == Element::bf16) {
+      return bf16_pair(x, width);
+    } else if constexpr (S::kPv == Element::i8w) {
+      const float* y = from + first_key_of_word_step(step) * width;
+      return V::or_i32(V::and_i32(to_code(y, inverse), V::set_i32(0xffff)),
+                       V::template shift_left<16>(to_code(y + width, inverse)));
+    } else {
+      return V::or_i32(V::or_i32(code(x, inverse), V::template shift_left<8>(code(x + width, inverse))),
+                       V::or_i32(V::template shift_left<16>(code(x + 2 * width, inverse)),
+                                 V::template shift_left<24>(code(x + 3 * width, inverse))));
     }
   }
 
@@ -416,7 +431,10 @@ class Packer {
   }
 
   static I32 to_code(const float* x, F32 inverse) { return V::to_i32(V::mul(V::load(x), inverse)); }
-  static I32 code(const float* x, F32 inverse) { return V::and_i32(to_code(x, inverse), V::set_i32(255)); }
+  static I32 code(const float* x, F32 inverse) {
+    const I32 c = to_code(x, inverse);
+    return V::and_i32(V::kUnsignedValues ? V::add_i32(c, V::set_i32(128)) : c, V::set_i32(255));
+  }
 
   // Bits of x rounded to bf16 (nearest even) in the upper half; the lower half is garbage.
   static I32 round_bf16(F32 x) {

@@ -21,6 +21,8 @@ class Queries {
     std::memset(s_.q, 0, static_cast<size_t>(s_.rows * s_.q_stride) * 4);
     for (int r = 0; r < a_.count; ++r) load_row(r);
     for (int r = a_.count; r < s_.rows; ++r) pad_row(r);
+    if constexpr (kInPairs<V, S::kQk>)
+      for (int r = 0; r < s_.rows; r += 2) pair_rows(s_.q + r * s_.q_stride);
   }
 
  private:
@@ -78,6 +80,14 @@ class Queries {
     }
   }
 
+  // Two rows become one of both in turns, two steps of each.
+  void pair_rows(uint32_t* rows) const {
+    uint32_t both[1024];
+    for (int64_t s = 0; s < s_.q_stride; ++s)
+      for (int row = 0; row < 2; ++row) both[s / 2 * 4 + row * 2 + s % 2] = rows[row * s_.q_stride + s];
+    std::memcpy(rows, both, static_cast<size_t>(2 * s_.q_stride) * 4);
+  }
+
   // INT8, symmetric, one scale per row (SageAttention2's finest granularity).
   void write_codes(int r, const float* x, uint32_t* to) {
     F32 largest = V::zero();
@@ -96,7 +106,7 @@ class Queries {
     }
     const int32_t total = V::reduce_add_i32(sum);
     s_.q_scale[r] = unit_ * top * (1.0f / 127);
-    s_.q_init[r] = S::kQk == Element::i8 && !kUsesTiles<V, S> ? -128 * total : 0;
+    s_.q_init[r] = S::kQk == Element::i8 && !kSignedKeys<V, S> ? -128 * total : 0;
     s_.q_sum[r] = static_cast<float>(total);
   }
 

@@ -21,6 +21,7 @@ enum class Domain {
   kSums,        // the first third of the operands: i32 of at most 2^26; the others: anything
   kBf16Pairs,   // the first third: f32; the others: pairs of bf16; all of moderate size
   kExponents,   // i16 in 0..1023, all of them in turn
+  kSmall,       // f32 within 16 bits, every other one half an integer
 };
 
 enum class Result {
@@ -46,7 +47,7 @@ struct Vocabulary {
   const char* name;
   bool native_dot2;
   int count;
-  Operation operations[96];
+  Operation operations[128];
 
   [[gnu::always_inline]] void add(const Operation& operation) { operations[count++] = operation; }
 };
@@ -62,6 +63,9 @@ struct Access {
   static I32 i32(const uint8_t* in, int i) { return M::load_i32(in + kVectorBytes * i); }
   static I16 i16(const uint8_t* in, int i) {
     return M::load_i16(reinterpret_cast<const int16_t*>(in + kVectorBytes * i));
+  }
+  static auto quad(const uint8_t* in, int i) {
+    return M::load_quad(reinterpret_cast<const uint32_t*>(in + kVectorBytes * i));
   }
   static const uint16_t* words(const uint8_t* in) { return reinterpret_cast<const uint16_t*>(in); }
   static uint16_t* words(uint8_t* out) { return reinterpret_cast<uint16_t*>(out); }
@@ -193,8 +197,6 @@ void add_integers(Vocabulary& v) {
          [](In in, Out out) { A::put_scalar_i32(out, M::reduce_add_i32(A::i32(in, 0))); }});
   v.add({"reduce_max_i32", kBits, kExact, 1, 4,
          [](In in, Out out) { A::put_scalar_i32(out, M::reduce_max_i32(A::i32(in, 0))); }});
-  v.add({"dot4", kSums, kExact, 3, 64,
-         [](In in, Out out) { A::put_i32(out, M::dot4(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
   v.add({"transpose16", kBits, kExact, 16, 1024, [](In in, Out out) {
            typename M::I32 x[16];
            for (int i = 0; i < 16; ++i) x[i] = A::i32(in, i);
@@ -213,13 +215,25 @@ void add_words(Vocabulary& v) {
   v.add({"add_i16", kBits, kExact, 2, 64, binary_i16<M, M::add_i16>});
   v.add({"sub_i16", kBits, kExact, 2, 64, binary_i16<M, M::sub_i16>});
   v.add({"max_i16", kBits, kExact, 2, 64, binary_i16<M, M::max_i16>});
+  v.add({"reduce_max_i16", kBits, kExact, 1, 4,
+         [](In in, Out out) { A::put_scalar_i32(out, M::reduce_max_i16(A::i16(in, 0))); }});
+  v.add({"sum_pairs_u16", kBits, kExact, 1, 64,
+         [](In in, Out out) { A::put_i32(out, M::sum_pairs_u16(A::i16(in, 0))); }});
+}
+
+// What sets with wide registers narrow scores and probabilities with, and their products of bytes.
+template <class M>
+void add_wide(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"dot4", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot4(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
   v.add({"shift_right_i16<3>", kBits, kExact, 1, 64, unary_i16<M, M::template shift_right_i16<3>>});
   v.add({"shift_right_i16<8>", kBits, kExact, 1, 64, unary_i16<M, M::template shift_right_i16<8>>});
   v.add({"round_shift_i16", kBits, kExact, 1, 64, [](In in, Out out) {
            A::put_i16(out, M::template round_shift_i16<5>(M::template shift_right_i16<1>(A::i16(in, 0))));
          }});
-  v.add({"reduce_max_i16", kBits, kExact, 1, 4,
-         [](In in, Out out) { A::put_scalar_i32(out, M::reduce_max_i16(A::i16(in, 0))); }});
   v.add({"pack_i16", kBits, kExact, 2, 64,
          [](In in, Out out) { A::put_i16(out, M::pack_i16(A::i32(in, 0), A::i32(in, 1))); }});
   v.add({"pack_i16 of small numbers", kSums, kExact, 2, 64, [](In in, Out out) {
@@ -231,8 +245,32 @@ void add_words(Vocabulary& v) {
                        M::template shift_right_i16<8>(A::i16(in, 1)));
          }});
   v.add({"exp2_i16", kExponents, kExact, 1, 64, unary_i16<M, M::exp2_i16>});
-  v.add({"sum_pairs_u16", kBits, kExact, 1, 64,
-         [](In in, Out out) { A::put_i32(out, M::sum_pairs_u16(A::i16(in, 0))); }});
+}
+
+// The same of sets whose registers hold a quarter.
+template <class M>
+void add_quarters(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"exp2_eighths", kExponents, kExact, 1, 64,
+         [](In in, Out out) { A::put_i16(out, M::exp2_eighths(M::sub_i16(M::set_i16(-128), A::i16(in, 0)))); }});
+  v.add({"store_u8_rounded", kExponents, kExact, 2, 64,
+         [](In in, Out out) { M::template store_u8_rounded<2>(out, A::i16(in, 0), A::i16(in, 1)); }});
+  v.add({"store_u8_rounded_apart", kExponents, kExact, 2, 120,
+         [](In in, Out out) { M::template store_u8_rounded_apart<2>(out, A::i16(in, 0), A::i16(in, 1)); }});
+  v.add({"small_sums, to_f32_small", kBits, kExact, 1, 64, [](In in, Out out) {
+           A::put(out, M::to_f32_small(M::add_i32(M::small_sums(), M::template shift_right<10>(A::i32(in, 0)))));
+         }});
+  v.add({"small_sums, to_f32_small of negative numbers", kBits, kExact, 1, 64, [](In in, Out out) {
+           A::put(out, M::to_f32_small(M::sub_i32(M::small_sums(), M::template shift_right<10>(A::i32(in, 0)))));
+         }});
+  v.add({"store_small_words", kSmall, kExact, 1, 48,
+         [](In in, Out out) { M::store_small_words(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
+  v.add({"store_words_saturated", kToI32, kExact, 1, 48,
+         [](In in, Out out) { M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
+  v.add({"store_words_saturated of small numbers", kSmall, kExact, 1, 48,
+         [](In in, Out out) { M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
 }
 
 // What turns tiles of scores into a tile of probabilities.
@@ -296,6 +334,56 @@ void add_bytes_as_words(Vocabulary& v) {
          [](In in, Out out) { A::put_i32(out, M::dot2_i16(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
 }
 
+// Four steps of a row in a register, and products that take one of them.
+template <class M>
+void add_lanes(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"dot4_ss", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot4_ss(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
+  v.add({"dot4_uu", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot4_uu(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
+  v.add({"mul_add_lane", kFloats, kFloat, 3, 64, [](In in, Out out) {
+           A::put(out, M::template mul_add_lane<1>(A::f32(in, 1), A::quad(in, 2), A::f32(in, 0)));
+         }});
+  v.add({"dot4_ss_lane", kSums, kExact, 3, 64, [](In in, Out out) {
+           A::put_i32(out, M::template dot4_ss_lane<2>(A::i32(in, 0), A::i32(in, 1), A::quad(in, 2)));
+         }});
+  v.add({"dot4_uu_lane", kSums, kExact, 3, 64, [](In in, Out out) {
+           A::put_i32(out, M::template dot4_uu_lane<3>(A::i32(in, 0), A::i32(in, 1), A::quad(in, 2)));
+         }});
+}
+
+// Products of pairs of rows.
+template <class M>
+void add_pairs(Vocabulary& v) {
+  using A = Access<M>;
+  using enum Domain;
+  using enum Result;
+  v.add({"interleave", kBits, kExact, 2, 128, [](In in, Out out) {
+           typename M::I32 x = A::i32(in, 0), y = A::i32(in, 1);
+           M::interleave(x, y);
+           A::put_i32(out, x), A::put_i32(out + kVectorBytes, y);
+         }});
+  v.add({"split_rows", kBits, kExact, 2, 128, [](In in, Out out) {
+           typename M::I32 x = A::i32(in, 0), y = A::i32(in, 1);
+           M::split_rows(x, y);
+           A::put_i32(out, x), A::put_i32(out + kVectorBytes, y);
+         }});
+  v.add({"split_rows of floats", kAllFloats, kExact, 2, 128, [](In in, Out out) {
+           typename M::F32 x = A::f32(in, 0), y = A::f32(in, 1);
+           M::split_rows(x, y);
+           A::put(out, x), A::put(out + kVectorBytes, y);
+         }});
+  v.add({"store_bf16_exact_apart", kBf16Exact, kExact, 2, 120,
+         [](In in, Out out) { M::store_bf16_exact_apart(A::words(out), A::f32(in, 0), A::f32(in, 1)); }});
+  v.add({"dot8_ss", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot8_ss(A::i32(in, 0), A::quad(in, 1), A::i32(in, 2))); }});
+  v.add({"dot8_us", kSums, kExact, 3, 64,
+         [](In in, Out out) { A::put_i32(out, M::dot8_us(A::i32(in, 0), A::quad(in, 1), A::i32(in, 2))); }});
+}
+
 template <class M>
 Vocabulary make_vocabulary() {
   Vocabulary v{};
@@ -305,7 +393,11 @@ Vocabulary make_vocabulary() {
   add_integers<M>(v);
   add_words<M>(v);
   if constexpr (M::kHasDot2) add_bf16_products<M>(v);
+  if constexpr (requires { &M::pack_i16; }) add_wide<M>(v);
+  if constexpr (requires { &M::exp2_eighths; }) add_quarters<M>(v);
   if constexpr (requires { &M::dot2_i16; }) add_bytes_as_words<M>(v);
+  if constexpr (requires { typename M::Quad; }) add_lanes<M>(v);
+  if constexpr (requires { &M::dot8_ss; }) add_pairs<M>(v);
   if constexpr (M::kHasTiles) add_tiles<M>(v), add_tile_words<M>(v);
   return v;
 }

@@ -97,6 +97,10 @@ class Operands {
       default: return uniform(-2147483520.0f, 2147483520.0f);
     }
   }
+  float small() {  // less than 32768 when it is rounded
+    const float x = uniform(-32767, 32767);
+    return random() & 1 ? x : std::floor(x) + 0.5f;
+  }
   uint32_t bf16() {
     return std::bit_cast<uint32_t>(std::ldexp(uniform(-1, 1), static_cast<int>(random() % 9) - 4)) >> 16;
   }
@@ -124,6 +128,7 @@ class Operands {
       case Domain::kBf16Exact: return bf16() << 16;
       case Domain::kSums: return first ? random() % (1u << 27) - (1u << 26) : bits();
       case Domain::kBf16Pairs: return first ? std::bit_cast<uint32_t>(uniform(-4, 4)) : bf16() << 16 | bf16();
+      case Domain::kSmall: return std::bit_cast<uint32_t>(small());
       case Domain::kExponents: return 2 * index % 1024 | (2 * index + 1) % 1024 << 16;
       default: return bits();
     }

@@ -39,6 +39,8 @@ struct Avx2 {
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = true;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
+  static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
+  static constexpr bool kQuarters = false;
 
   struct F32 {
     __m256 lo, hi;

@@ -20,6 +20,8 @@ struct Avx512Vnni {
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = true;  // enough registers for products and softmax at once
+  static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
+  static constexpr bool kQuarters = false;
 
   using F32 = __m512;
   using I32 = __m512i;

@@ -10,15 +10,34 @@
 
 namespace clary {
 
+// 32640 * 2^(i/64), rounded like its double among the entries of kExp2Table: low bytes, high bytes.
+struct Exp2RisingBytes {
+  alignas(64) uint8_t v[2][64];
+};
+
+constexpr Exp2RisingBytes make_exp2_rising_bytes() {
+  Exp2RisingBytes table{};
+  for (int i = 0; i < 64; ++i) {
+    const int entry = i == 0 ? kExp2Table.v[0] / 2 : kExp2Table.v[64 - i];
+    table.v[0][i] = static_cast<uint8_t>(entry), table.v[1][i] = static_cast<uint8_t>(entry >> 8);
+  }
+  return table;
+}
+
+inline constexpr Exp2RisingBytes kExp2RisingBytes = make_exp2_rising_bytes();
+
 struct Neon {
   static constexpr const char* kName = "neon";
-  // 16 accumulators, a vector, its correction for dot4 and the rows' broadcasts: 16 + 4 + 4 + 4 of 32 registers.
+  // 16 accumulators: 4 pipes times the 4 cycles of a multiply-add. Beside them a vector, the next one, and four steps
+  // of each row: 16 + 8 + 4 of 32 registers.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr int kWideTileRows = kTileRows;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
   static constexpr bool kOverlaps = false;  // enough registers for products and softmax at once
+  static constexpr bool kSignedKeys = true, kUnsignedValues = true, kLanes = true, kPairs = false;
+  static constexpr bool kQuarters = true;
 
   struct F32 {
     float32x4_t a, b, c, d;
@@ -129,6 +148,10 @@ struct Neon {
   }
 
   // ---- conversions
+  // Sums of small integers that began at small_sums(), as floats: a subtraction, where scvtf takes two of four pipes
+  // twice.
+  static I32 small_sums() { return as_i32(set(kIntegers)); }
+  static F32 to_f32_small(I32 x) { return sub(as_f32(x), set(kIntegers)); }
   static I32 to_i32(F32 x) {
     return each<I32>([](auto a) { return vcvtnq_s32_f32(a); }, x);
   }
@@ -178,17 +201,39 @@ struct Neon {
   }
 
   // ---- dot products
-  // sdot has signed operands only: u = (u ^ 0x80 as signed) + 128. Cost per register: the sdot, and one subtraction of
-  // -128 * (sum of s), which depends on s alone, like the xor on u: where an operand is shared over the rows of a tile,
-  // its part is computed once.
-  static I32 dot4(I32 acc, I32 u, I32 s) {
+  // sdot and udot have operands of one sign: codes are packed to suit.
+  static I32 dot4_ss(I32 acc, I32 a, I32 b) {
     auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
-      const int8x16_t x8 = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(x), vdupq_n_u8(0x80)));
-      const int8x16_t y8 = vreinterpretq_s8_s32(y);
-      const int32x4_t correction = vdotq_s32(vdupq_n_s32(0), y8, vdupq_n_s8(-128));
-      return vsubq_s32(vdotq_s32(sum, x8, y8), correction);
+      return vdotq_s32(sum, vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(y));
     };
-    return each<I32>(dot, acc, u, s);
+    return each<I32>(dot, acc, a, b);
+  }
+  static I32 dot4_uu(I32 acc, I32 a, I32 b) {
+    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
+      return as_signed(vdotq_u32(as_unsigned(sum), vreinterpretq_u8_s32(x), vreinterpretq_u8_s32(y)));
+    };
+    return each<I32>(dot, acc, a, b);
+  }
+
+  // ---- four steps of a row: a multiply-add takes its lane, so that no broadcast is on the vector pipes
+  using Quad = int32x4_t;
+  static Quad load_quad(const uint32_t* p) { return as_signed(vld1q_u32(p)); }
+  template <int L>
+  static F32 mul_add_lane(F32 x, Quad q, F32 acc) {
+    const float32x4_t row = vreinterpretq_f32_s32(q);
+    return each<F32>([&](auto a, auto sum) { return vfmaq_laneq_f32(sum, a, row, L); }, x, acc);
+  }
+  template <int L>
+  static I32 dot4_ss_lane(I32 acc, I32 x, Quad q) {
+    const int8x16_t row = vreinterpretq_s8_s32(q);
+    return each<I32>([&](auto sum, auto a) { return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(a), row, L); }, acc, x);
+  }
+  template <int L>
+  static I32 dot4_uu_lane(I32 acc, I32 x, Quad q) {
+    auto dot = [&](auto sum, auto a) {
+      return as_signed(vdotq_laneq_u32(as_unsigned(sum), vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(q), L));
+    };
+    return each<I32>(dot, acc, x);
   }
 
   // ---- transposes
@@ -225,50 +270,63 @@ struct Neon {
   static I16 max_i16(I16 x, I16 y) {
     return each<I16>([](auto a, auto b) { return vmaxq_s16(a, b); }, x, y);
   }
-  template <int n>
-  static I16 shift_right_i16(I16 x) {
-    return each<I16>([](auto a) { return vreinterpretq_s16_u16(vshrq_n_u16(vreinterpretq_u16_s16(a), n)); }, x);
-  }
-  template <int n>
-  static I16 round_shift_i16(I16 x) {
-    return each<I16>([](auto a) { return vreinterpretq_s16_u16(vrshrq_n_u16(vreinterpretq_u16_s16(a), n)); }, x);
-  }
   static int16_t reduce_max_i16(I16 x) { return vmaxvq_s16(vmaxq_s16(vmaxq_s16(x.a, x.b), vmaxq_s16(x.c, x.d))); }
-  static I16 pack_i16(I32 x, I32 y) {
-    return each<I16>([](auto a, auto b) { return vqmovn_high_s32(vqmovn_s32(a), b); }, x, y);
-  }
-  static void store_u8(uint8_t* p, I16 x, I16 y) {
-    auto pack = [p](int i, int16x8_t a, int16x8_t b) { vst1q_u8(p + i, vqmovun_high_s16(vqmovun_s16(a), b)); };
+  template <int kBits>
+  static void store_u8_rounded(uint8_t* p, I16 x, I16 y) {
+    auto pack = [p](int i, int16x8_t a, int16x8_t b) {
+      vst1q_u8(p + i, vrshrn_high_n_u16(vrshrn_n_u16(words(a), kBits), words(b), kBits));
+    };
     pack(0, x.a, y.a), pack(16, x.b, y.b), pack(32, x.c, y.c), pack(48, x.d, y.d);
   }
-  [[gnu::always_inline]] static I16 exp2_i16(I16 d) {
-    const auto* table = reinterpret_cast<const uint8_t*>(kExp2Table.v.data());
-    const uint8x16x2_t t0 = vld2q_u8(table), t1 = vld2q_u8(table + 32);
-    const uint8x16x2_t t2 = vld2q_u8(table + 64), t3 = vld2q_u8(table + 96);
-    const uint8x16x4_t low = {{t0.val[0], t1.val[0], t2.val[0], t3.val[0]}};
-    const uint8x16x4_t high = {{t0.val[1], t1.val[1], t2.val[1], t3.val[1]}};
+  template <int kBits>
+  static void store_u8_rounded_apart(uint8_t* p, I16 x, I16 y) {
+    auto pack = [p](int i, int16x8_t a) { vst1_u8(p + 16 * i, vrshrn_n_u16(words(a), kBits)); };
+    pack(0, x.a), pack(1, y.a), pack(2, x.b), pack(3, y.b), pack(4, x.c), pack(5, y.c), pack(6, x.d), pack(7, y.d);
+  }
+  // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low half: one operation on any of four pipes, where
+  // fcvtns takes two of two pipes twice, and sqxtn another.
+  static void store_small_words(int16_t* p, int apart, F32 x) {
+    const float32x4_t magic = vdupq_n_f32(kIntegers);
+    auto round = [&](float32x4_t v) { return vreinterpretq_s16_f32(vaddq_f32(v, magic)); };
+    vst1q_s16(p, vuzp1q_s16(round(x.a), round(x.b))), vst1q_s16(p + apart, vuzp1q_s16(round(x.c), round(x.d)));
+  }
+  static void store_words_saturated(int16_t* p, int apart, F32 x) {
+    const I32 i = to_i32(x);
+    vst1q_s16(p, vqmovn_high_s32(vqmovn_s32(i.a), i.b)), vst1q_s16(p + apart, vqmovn_high_s32(vqmovn_s32(i.c), i.d));
+  }
+  // One rounding shift of a table entry. The entries are those of kExp2Table from the other end, so that the shift is
+  // the exponent as it is: floored, not negated.
+  [[gnu::always_inline]] static I16 exp2_eighths(I16 w) {
+    const uint8x16x4_t low = vld1q_u8_x4(kExp2RisingBytes.v[0]), high = vld1q_u8_x4(kExp2RisingBytes.v[1]);
     auto look_up = [&](int16x8_t& x, int16x8_t& y) {  // two registers at once: an index fills a byte
       const uint8x16_t index = vandq_u8(vuzp1q_u8(vreinterpretq_u8_s16(x), vreinterpretq_u8_s16(y)), vdupq_n_u8(63));
       const uint8x16_t l = vqtbl4q_u8(low, index), h = vqtbl4q_u8(high, index);
-      x = shift_right_each(vreinterpretq_u16_u8(vzip1q_u8(l, h)), vshrq_n_s16(x, 6));
-      y = shift_right_each(vreinterpretq_u16_u8(vzip2q_u8(l, h)), vshrq_n_s16(y, 6));
+      x = shift_each(vreinterpretq_u16_u8(vzip1q_u8(l, h)), vshrq_n_s16(x, 6));
+      y = shift_each(vreinterpretq_u16_u8(vzip2q_u8(l, h)), vshrq_n_s16(y, 6));
     };
-    look_up(d.a, d.b), look_up(d.c, d.d);
-    return round_shift_i16<3>(d);
+    look_up(w.a, w.b), look_up(w.c, w.d);
+    return w;
   }
   static I32 sum_pairs_u16(I16 x) {
     return each<I32>([](auto a) { return vreinterpretq_s32_u32(vpaddlq_u16(vreinterpretq_u16_s16(a))); }, x);
   }
 
  protected:
+  static constexpr float kIntegers = 12582912.0f;  // 1.5 * 2^23: floats within 2^22 of it are the integers
+  static uint16x8_t words(int16x8_t x) { return vreinterpretq_u16_s16(x); }
+  static uint32x4_t as_unsigned(int32x4_t x) { return vreinterpretq_u32_s32(x); }
+  static int64x2_t wide(int32x4_t x) { return vreinterpretq_s64_s32(x); }
+  static int32x4_t narrow(int64x2_t x) { return vreinterpretq_s32_s64(x); }
+  static int32x4_t as_signed(uint32x4_t x) { return vreinterpretq_s32_u32(x); }
   template <class R, class F, class... V>
   [[gnu::always_inline]] static R each(F f, V... v) {
     return {f(v.a...), f(v.b...), f(v.c...), f(v.d...)};
   }
-  // The high 16 bits of each lane.
+  // The high 16 bits of each lane; kStep: words from one register's to the next.
+  template <int kStep = 4>
   static void store_high_words(uint16_t* p, F32 x) {
-    auto f = [p](int i, float32x4_t v) { vst1_u16(p + i, vshrn_n_u32(vreinterpretq_u32_f32(v), 16)); };
-    f(0, x.a), f(4, x.b), f(8, x.c), f(12, x.d);
+    auto f = [p](int i, float32x4_t v) { vst1_u16(p + kStep * i, vshrn_n_u32(vreinterpretq_u32_f32(v), 16)); };
+    f(0, x.a), f(1, x.b), f(2, x.c), f(3, x.d);
   }
   static uint32x4_t round_to_bf16(float32x4_t x) {
     const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
@@ -276,47 +334,78 @@ struct Neon {
     return vbslq_u32(vceqq_f32(x, x), rounded, vorrq_u32(bits, vdupq_n_u32(0x400000)));
   }
   [[gnu::always_inline]] static float32x4_t exp2_128(float32x4_t x) {
-    const float32x4_t r = vrndnq_f32(x), f = vsubq_f32(x, r);
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits: two additions on four pipes, where frintn
+    // and fcvtzs have two pipes and take them twice.
+    const float32x4_t magic = vdupq_n_f32(kIntegers), shifted = vaddq_f32(x, magic);
+    const float32x4_t f = vsubq_f32(x, vsubq_f32(shifted, magic));
     float32x4_t p = vdupq_n_f32(kExp2Poly[4]);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[3]), p, f);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[2]), p, f);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[1]), p, f);
     p = vfmaq_f32(vdupq_n_f32(kExp2Poly[0]), p, f);
     p = vfmaq_f32(vdupq_n_f32(1.0f), p, f);
-    // Adding r to the exponent is exact: no result in -125..126 leaves the normal numbers.
-    const int32x4_t scaled = vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtq_s32_f32(r), 23));
+    // Adding the integer to the exponent is exact: no result in -125..126 leaves the normal numbers.
+    const int32x4_t scaled = vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23));
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_s32(scaled), vcgeq_f32(x, vdupq_n_f32(-125.0f))));
   }
   static void transpose4(int32x4_t& a, int32x4_t& b, int32x4_t& c, int32x4_t& d) {
-    auto wide = [](int32x4_t x) { return vreinterpretq_s64_s32(x); };
     const int64x2_t ab0 = wide(vtrn1q_s32(a, b)), ab1 = wide(vtrn2q_s32(a, b));
     const int64x2_t cd0 = wide(vtrn1q_s32(c, d)), cd1 = wide(vtrn2q_s32(c, d));
-    a = vreinterpretq_s32_s64(vtrn1q_s64(ab0, cd0)), c = vreinterpretq_s32_s64(vtrn2q_s64(ab0, cd0));
-    b = vreinterpretq_s32_s64(vtrn1q_s64(ab1, cd1)), d = vreinterpretq_s32_s64(vtrn2q_s64(ab1, cd1));
+    a = narrow(vtrn1q_s64(ab0, cd0)), c = narrow(vtrn2q_s64(ab0, cd0));
+    b = narrow(vtrn1q_s64(ab1, cd1)), d = narrow(vtrn2q_s64(ab1, cd1));
   }
-  static int16x8_t shift_right_each(uint16x8_t x, int16x8_t n) {
-    return vreinterpretq_s16_u16(vshlq_u16(x, vnegq_s16(n)));
-  }
+  static int16x8_t shift_each(uint16x8_t x, int16x8_t n) { return vreinterpretq_s16_u16(vrshlq_u16(x, n)); }
 };
 
-#if defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+// The matrix instructions multiply 2 rows by 2 lanes, 8 bytes of each: twice the work of a dot product.
 struct I8mm : Neon {
   static constexpr const char* kName = "i8mm";
-  static I32 dot4(I32 acc, I32 u, I32 s) {
-    auto dot = [](int32x4_t sum, int32x4_t x, int32x4_t y) {
-      return vusdotq_s32(sum, vreinterpretq_u8_s32(x), vreinterpretq_s8_s32(y));
-    };
-    return each<I32>(dot, acc, u, s);
-  }
-#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-  static constexpr bool kHasDot2 = true;
+  static constexpr bool kUnsignedValues = false, kPairs = true, kHasDot2 = true;
+
   static F32 dot2(F32 acc, I32 a, I32 b) {
     auto dot = [](float32x4_t sum, int32x4_t x, int32x4_t y) {
       return vbfdotq_f32(sum, vreinterpretq_bf16_s32(x), vreinterpretq_bf16_s32(y));
     };
     return {dot(acc.a, a.a, b.a), dot(acc.b, a.b, b.b), dot(acc.c, a.c, b.c), dot(acc.d, a.d, b.d)};
   }
-#endif
+
+  static void store_bf16_exact_apart(uint16_t* p, F32 a, F32 b) {
+    store_high_words<8>(p, a), store_high_words<8>(p + 32, b);
+  }
+
+  // ---- pairs of rows
+  static void interleave(I32& x, I32& y) {
+    const I32 p = x, q = y;
+    x = {vzip1q_s32(p.a, q.a), vzip2q_s32(p.a, q.a), vzip1q_s32(p.b, q.b), vzip2q_s32(p.b, q.b)};
+    y = {vzip1q_s32(p.c, q.c), vzip2q_s32(p.c, q.c), vzip1q_s32(p.d, q.d), vzip2q_s32(p.d, q.d)};
+  }
+  static void split_rows(I32& x, I32& y) {
+    const I32 p = x, q = y;
+    auto low = [](int32x4_t a, int32x4_t b) { return narrow(vzip1q_s64(wide(a), wide(b))); };
+    auto high = [](int32x4_t a, int32x4_t b) { return narrow(vzip2q_s64(wide(a), wide(b))); };
+    x = {low(p.a, p.b), low(p.c, p.d), low(q.a, q.b), low(q.c, q.d)};
+    y = {high(p.a, p.b), high(p.c, p.d), high(q.a, q.b), high(q.c, q.d)};
+  }
+  static void split_rows(F32& x, F32& y) {
+    I32 p = as_i32(x), q = as_i32(y);
+    split_rows(p, q);
+    x = as_f32(p), y = as_f32(q);
+  }
+  static I32 dot8_ss(I32 acc, Quad rows, I32 packed) {
+    auto dot = [&](auto sum, auto x) { return vmmlaq_s32(sum, vreinterpretq_s8_s32(rows), vreinterpretq_s8_s32(x)); };
+    return each<I32>(dot, acc, packed);
+  }
+  static I32 dot8_us(I32 acc, Quad rows, I32 packed) {
+    auto dot = [&](auto sum, auto x) { return vusmmlaq_s32(sum, vreinterpretq_u8_s32(rows), vreinterpretq_s8_s32(x)); };
+    return each<I32>(dot, acc, packed);
+  }
+  static F32 dot4_bf16(F32 acc, Quad rows, I32 packed) {
+    auto dot = [&](float32x4_t sum, int32x4_t x) {
+      return vbfmmlaq_f32(sum, vreinterpretq_bf16_s32(rows), vreinterpretq_bf16_s32(x));
+    };
+    return {dot(acc.a, packed.a), dot(acc.b, packed.b), dot(acc.c, packed.c), dot(acc.d, packed.d)};
+  }
 };
 #endif
 

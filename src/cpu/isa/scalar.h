@@ -32,6 +32,13 @@ struct Scalar {
   static constexpr bool kHasDot2 = true;           // a dot product of bf16 that is faster than f32
   static constexpr bool kBytesAsWords = false;     // no dot product of bytes that is worth its widening
   static constexpr bool kOverlaps = false;         // enough registers for products and softmax at once
+  // How products take their operands. Signed keys: K as signed bytes, for sets whose dot products want equal signs.
+  // Unsigned values: V with +128, for sets that have no product of unsigned by signed bytes at all. Lanes: one step of
+  // a row is a lane of a Quad. Pairs: 16-bit and byte products of two rows by 8 bytes of a lane. Quarters: registers
+  // hold one, so that nothing is gained by an order of keys that suits packing inside larger ones, and a vector alone
+  // is a register tile's width.
+  static constexpr bool kSignedKeys = false, kUnsignedValues = false, kLanes = false, kPairs = false;
+  static constexpr bool kQuarters = false;
 
   struct F32 {
     float v[16];
@@ -223,6 +230,13 @@ struct Scalar {
       return acc.v[i] + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
     });
   }
+  // both signed, and both unsigned; for sets with kSignedKeys and kUnsignedValues
+  static I32 dot4_ss(I32 acc, I32 a, I32 b) {
+    return each<I32>([&](int i) { return dot_bytes<int8_t, int8_t>(acc.v[i], &a.v[i], &b.v[i], 4); });
+  }
+  static I32 dot4_uu(I32 acc, I32 a, I32 b) {
+    return each<I32>([&](int i) { return dot_bytes<uint8_t, uint8_t>(acc.v[i], &a.v[i], &b.v[i], 4); });
+  }
   // acc + the products of the low and of the high signed words; for sets with kBytesAsWords
   static I32 dot2_i16(I32 acc, I32 a, I32 b) {
     return each<I32>([&](int i) {
@@ -238,6 +252,56 @@ struct Scalar {
       const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
       const float low = std::fma(std::bit_cast<float>(x << 16), std::bit_cast<float>(y << 16), acc.v[i]);
       return std::fma(std::bit_cast<float>(x & 0xffff0000u), std::bit_cast<float>(y & 0xffff0000u), low);
+    });
+  }
+
+  // ---- four steps of a row; for sets with kLanes
+  struct Quad {
+    int32_t v[4];
+  };
+  static Quad load_quad(const uint32_t* p) { return read<Quad>(p); }
+  template <int L>
+  static F32 mul_add_lane(F32 x, Quad q, F32 acc) {
+    return mul_add(x, as_f32(set_i32(q.v[L])), acc);
+  }
+  template <int L>
+  static I32 dot4_ss_lane(I32 acc, I32 x, Quad q) {
+    return dot4_ss(acc, x, set_i32(q.v[L]));
+  }
+  template <int L>
+  static I32 dot4_uu_lane(I32 acc, I32 x, Quad q) {
+    return dot4_uu(acc, x, set_i32(q.v[L]));
+  }
+
+  // ---- pairs of rows; for sets with kPairs. A Quad holds two steps of row 0, then of row 1; a quarter of a packed
+  // vector two steps of lane 0, then of lane 1; a quarter of an accumulator the sums (row 0, lane 0), (0, 1), (1, 0),
+  // (1, 1).
+  // Two steps of 16 lanes to 8 lanes of both steps, and the other 8.
+  static void interleave(I32& x, I32& y) {
+    const I32 p = x, q = y;
+    for (int i = 0; i < 8; ++i) {
+      x.v[2 * i] = p.v[i], x.v[2 * i + 1] = q.v[i];
+      y.v[2 * i] = p.v[8 + i], y.v[2 * i + 1] = q.v[8 + i];
+    }
+  }
+  // Accumulators of lanes 0 to 7 and 8 to 15 to those of the two rows
+  template <class T>
+  static void split_rows(T& x, T& y) {
+    const T p = x, q = y;
+    for (int i = 0; i < 16; ++i) {
+      const T& from = i < 8 ? p : q;
+      const int at = i % 8 / 2 * 4 + i % 2;
+      x.v[i] = from.v[at], y.v[i] = from.v[at + 2];
+    }
+  }
+  static I32 dot8_ss(I32 acc, Quad rows, I32 packed) { return dot8<int8_t>(acc, rows, packed); }
+  static I32 dot8_us(I32 acc, Quad rows, I32 packed) { return dot8<uint8_t>(acc, rows, packed); }
+  static F32 dot4_bf16(F32 acc, Quad rows, I32 packed) {
+    return each<F32>([&](int i) {
+      F32 sum = set(acc.v[i]);
+      for (int step = 0; step < 2; ++step)
+        sum = dot2(sum, set_i32(packed.v[i / 4 * 4 + i % 2 * 2 + step]), set_i32(rows.v[i % 4 / 2 * 2 + step]));
+      return sum.v[0];
     });
   }
 
@@ -303,6 +367,42 @@ struct Scalar {
     return each<I16>(
         [&](int i) { return static_cast<int16_t>(((kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)) + 4) >> 3); });
   }
+  // ---- for sets with kQuarters
+  // 65280 * 2^((w + 128) / 64) / 8, rounded: (exp2_i16(-128 - w) + 4) / 8. Requires -1151 <= w <= -128.
+  static I16 exp2_eighths(I16 w) {
+    return each<I16>([&](int i) {
+      const int d = -128 - w.v[i];
+      return static_cast<int16_t>(((kExp2Table.v[d & 63] >> (d >> 6)) + 4) >> 3);
+    });
+  }
+  // Words below 2^(8 + kBits) over 2^kBits, rounded, by quarters as pack_i16: 64 bytes.
+  template <int kBits>
+  static void store_u8_rounded(uint8_t* p, I16 a, I16 b) {
+    store_u8_steps<kBits, 8>(p, a, b);
+  }
+  // the same with 8 bytes left out after every 8, for the other row of a pair
+  template <int kBits>
+  static void store_u8_rounded_apart(uint8_t* p, I16 a, I16 b) {
+    store_u8_steps<kBits, 16>(p, a, b);
+  }
+  // As store_bf16_exact, with 4 words left out after every 4.
+  static void store_bf16_exact_apart(uint16_t* p, F32 a, F32 b) {
+    uint16_t words[32];
+    store_bf16_exact(words, a, b);
+    for (int i = 0; i < 32; i += 4) std::memcpy(p + 2 * i, words + i, 8);
+  }
+  // Sums of integers that begin at small_sums() and stay within 2^22 of it, as floats.
+  static I32 small_sums() { return set_i32(0); }
+  static F32 to_f32_small(I32 x) { return to_f32(x); }
+  // to_i32(x) as words: lanes 0 to 7 to p, the others to p + apart. Small: each fits.
+  static void store_small_words(int16_t* p, int apart, F32 x) { store_words_saturated(p, apart, x); }
+  static void store_words_saturated(int16_t* p, int apart, F32 x) {
+    int16_t words[16];
+    store_words(words, to_i32(x));
+    std::memcpy(p, words, 16), std::memcpy(p + apart, words + 8, 16);
+  }
+
+  // ---- sums
   // Unsigned: lane 2i + lane 2i+1, as 16 lanes of 32 bits
   static I32 sum_pairs_u16(I16 a) {
     return each<I32>([&](int i) { return static_cast<uint16_t>(a.v[2 * i]) + static_cast<uint16_t>(a.v[2 * i + 1]); });
@@ -313,6 +413,28 @@ struct Scalar {
   static void keep(I32& x) { asm volatile("" : "+m"(x)); }
 
   // ---- helpers of this header
+  template <class A, class B>
+  static int32_t dot_bytes(int32_t acc, const int32_t* x, const int32_t* y, int count) {
+    A a[8];
+    B b[8];
+    std::memcpy(a, x, static_cast<size_t>(count)), std::memcpy(b, y, static_cast<size_t>(count));
+    for (int i = 0; i < count; ++i) acc += a[i] * b[i];
+    return acc;
+  }
+  template <int kBits, int kStep>
+  static void store_u8_steps(uint8_t* p, I16 a, I16 b) {
+    for (int i = 0; i < 64; ++i) {
+      const int quarter = i / 16, lane = i % 16;
+      const int16_t x = lane < 8 ? a.v[8 * quarter + lane] : b.v[8 * quarter + lane - 8];
+      p[i / 8 * kStep + i % 8] = static_cast<uint8_t>((x + (1 << (kBits - 1))) >> kBits);
+    }
+  }
+  template <class A>
+  static I32 dot8(I32 acc, Quad rows, I32 packed) {
+    return each<I32>([&](int i) {
+      return dot_bytes<A, int8_t>(acc.v[i], &rows.v[i % 4 / 2 * 2], &packed.v[i / 4 * 4 + i % 2 * 2], 8);
+    });
+  }
   template <class T>
   static T read(const void* p) {
     T r;
