@@ -51,7 +51,7 @@ struct ItemState {
 [[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t mask_blocks) {
   ItemState s;
   const int64_t rows = sizes.tiles ? kTileItemRows : kItemRows;
-  s.q_stride = round_up(sizes.key_steps, 16);
+  s.q_stride = round_up(sizes.key_steps, 32);
   s.q = arena.take<uint32_t>(rows * s.q_stride);
   s.q_scale = arena.take<float>(rows);
   s.q_init = arena.take<int32_t>(rows);
@@ -75,7 +75,7 @@ struct ItemState {
   s.mask_states = arena.take<uint8_t>(rows / kUnitRows * mask_blocks);
   s.mask_bytes = arena.take<uint32_t>(mask_blocks * 32);
   if (sizes.key_zeros) s.unpacked = arena.take<uint32_t>(int64_t{kBlockKeys} * sizes.key_steps);
-  s.spare = arena.take<float>(int64_t{sizes.tiles ? 2 : 1} * kUnitRows * sizes.value_width);
+  s.spare = arena.take<float>(int64_t{sizes.tiles ? 2 : 1} * kUnitRows * round_up(sizes.value_width, 32));
   return s;
 }
 

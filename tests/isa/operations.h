@@ -147,10 +147,12 @@ void add_floats(Vocabulary& v) {
          }});
   v.add(
       {"reduce_add", kFloats, kFloat, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_add(A::f32(in, 0))); }});
-  v.add({"reduce_add16", kFloats, kFloat, 16, 64, [](In in, Out out) {
-           typename M::F32 x[16];
-           for (int i = 0; i < 16; ++i) x[i] = A::f32(in, i);
-           A::put(out, M::reduce_add16(x));
+  v.add({"reduce_sums", kFloats, kFloat, 16, 64, [](In in, Out out) {
+           for (int i = 0; i < 16; i += M::kSums) {
+             typename M::F32 x[M::kSums];
+             for (int k = 0; k < M::kSums; ++k) x[k] = A::f32(in, i + k);
+             M::reduce_sums(x, reinterpret_cast<float*>(out) + i);
+           }
          }});
   v.add(
       {"reduce_max", kFloats, kValue, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_max(A::f32(in, 0))); }});

@@ -35,6 +35,7 @@ struct Avx2 {
   // 12 accumulators where a step is a multiply-add, or two operations on words: 8 chains of 4 cycles would just fill
   // two ports, with no room for a load that comes late.
   static constexpr int kWideTileRows = 6;
+  static constexpr int kSums = 4;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = true;
@@ -112,10 +113,20 @@ struct Avx2 {
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
   }
-  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
-    float sums[16];
-    for (int i = 0; i < 16; ++i) sums[i] = reduce_add(x[i]);
-    return load(sums);
+  // In the order of reduce_add, two vectors side by side: 16 operations instead of 32.
+  [[gnu::always_inline]] static void reduce_sums(const F32 (&x)[kSums], float* to) {
+    __m256 half[4], both[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(x[i].lo, x[i].hi);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)  // quarters of x[i] and x[i + 2]
+      both[i] = _mm256_add_ps(_mm256_permute2f128_ps(half[i], half[i + 2], 0x20),
+                              _mm256_permute2f128_ps(half[i], half[i + 2], 0x31));
+    // In each half, pairs of both[0] and of both[1].
+    const __m256 pairs =
+        _mm256_add_ps(_mm256_shuffle_ps(both[0], both[1], 0x44), _mm256_shuffle_ps(both[0], both[1], 0xee));
+    const __m256 sums = _mm256_add_ps(pairs, _mm256_movehdup_ps(pairs));  // lanes 0, 2, 4, 6
+    _mm_storeu_ps(to, _mm_shuffle_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1), 0x88));
   }
   [[gnu::always_inline]] static float reduce_max(F32 a) {
     const __m256 half = _mm256_max_ps(a.lo, a.hi);

@@ -16,6 +16,7 @@ struct Avx512Vnni {
   // registers, which leaves room for the epilogue's constants.
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr int kWideTileRows = kTileRows;
+  static constexpr int kSums = 16;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
@@ -77,7 +78,7 @@ struct Avx512Vnni {
   }
   static float reduce_add(F32 a) { return Avx2::reduce_add({_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)}); }
   // Folds pairs of vectors side by side: 16 lanes to 8, 4, 2, 1, in the order of reduce_add: 46 instructions in all.
-  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
+  [[gnu::always_inline]] static void reduce_sums(const F32 (&x)[kSums], float* to) {
     F32 a[8], b[4], c[2];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; ++i)  // halves of x[i] and x[i + 8]
@@ -90,7 +91,7 @@ struct Avx512Vnni {
       c[i] = add(_mm512_shuffle_ps(b[i], b[i + 2], 0x44), _mm512_shuffle_ps(b[i], b[i + 2], 0xee));
     const F32 sums = add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
     // Lane 4 q + (0, 1, 2, 3) is vector (0, 2, 1, 3) + (0, 8, 4, 12)[q].
-    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), sums);
+    store(to, _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), sums));
   }
   static float reduce_max(F32 a) { return Avx2::reduce_max({_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)}); }
   [[gnu::always_inline]] static F32 exp2(F32 x) {

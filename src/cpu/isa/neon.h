@@ -32,6 +32,7 @@ struct Neon {
   // of each row: 16 + 8 + 4 of 32 registers.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr int kWideTileRows = kTileRows;
+  static constexpr int kSums = 4;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
@@ -137,10 +138,8 @@ struct Neon {
     const float32x2_t h = vadd_f32(vget_low_f32(q), vget_high_f32(q));
     return vget_lane_f32(vpadd_f32(h, h), 0);
   }
-  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
-    float sums[16];
-    for (int i = 0; i < 16; ++i) sums[i] = reduce_add(x[i]);
-    return load(sums);
+  [[gnu::always_inline]] static void reduce_sums(const F32 (&x)[kSums], float* to) {
+    for (int i = 0; i < kSums; ++i) to[i] = reduce_add(x[i]);
   }
   static float reduce_max(F32 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
   [[gnu::always_inline]] static F32 exp2(F32 x) {
