@@ -154,6 +154,11 @@ void add_floats(Vocabulary& v) {
          }});
   v.add(
       {"reduce_max", kFloats, kValue, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_max(A::f32(in, 0))); }});
+  v.add({"reduce_max16", kFloats, kValue, 16, 64, [](In in, Out out) {
+           typename M::F32 x[16];
+           for (int i = 0; i < 16; ++i) x[i] = A::f32(in, i);
+           A::put(out, M::reduce_max16(x));
+         }});
   v.add({"exp2", kExp2, kExact, 1, 64, unary_f32<M, M::exp2>});
   v.add({"to_i32", kToI32, kExact, 1, 64, [](In in, Out out) { A::put_i32(out, M::to_i32(A::f32(in, 0))); }});
   v.add({"to_f32", kBits, kExact, 1, 64, [](In in, Out out) { A::put(out, M::to_f32(A::i32(in, 0))); }});

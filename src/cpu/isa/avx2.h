@@ -113,9 +113,12 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
   }
   [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
-    float sums[16];
-    for (int i = 0; i < 16; ++i) sums[i] = reduce_add(x[i]);
-    return load(sums);
+    return fold16(
+        x, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
+  }
+  [[gnu::always_inline]] static F32 reduce_max16(const F32 (&x)[16]) {
+    return fold16(
+        x, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
   }
   [[gnu::always_inline]] static float reduce_max(F32 a) {
     const __m256 half = _mm256_max_ps(a.lo, a.hi);
@@ -250,6 +253,26 @@ struct Avx2 {
   static __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_128(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
   static void store_256(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  // Folds vectors side by side, 16 lanes to 8, 4, 2, 1, in the order of reduce_add: 58 instructions in all.
+  template <class Op>
+  [[gnu::always_inline]] static F32 fold16(const F32 (&x)[16], Op&& op) {
+    __m256 folded[2];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256 a[4], b[2];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {  // quarters of vectors i and i + 4
+        const F32 &u = x[8 * half + i], &v = x[8 * half + i + 4];
+        const __m256 s = op(u.lo, u.hi), t = op(v.lo, v.hi);
+        a[i] = op(_mm256_permute2f128_ps(s, t, 0x20), _mm256_permute2f128_ps(s, t, 0x31));
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i)  // pairs of lanes
+        b[i] = op(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+      folded[half] = op(_mm256_shuffle_ps(b[0], b[1], 0x88), _mm256_shuffle_ps(b[0], b[1], 0xdd));
+    }
+    return {folded[0], folded[1]};
+  }
   // The low 16 bits of each lane; the high ones must be zero.
   static void store_low_words(uint16_t* p, I32 x) {
     store_256(p, _mm256_permute4x64_epi64(_mm256_packus_epi32(x.lo, x.hi), 0xd8));

@@ -137,10 +137,25 @@ struct Neon {
     const float32x2_t h = vadd_f32(vget_low_f32(q), vget_high_f32(q));
     return vget_lane_f32(vpadd_f32(h, h), 0);
   }
+  // Four vectors at a time: halves side by side, then pairs of lanes.
   [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
-    float sums[16];
-    for (int i = 0; i < 16; ++i) sums[i] = reduce_add(x[i]);
-    return load(sums);
+    auto quarters = [](const F32& v) { return vaddq_f32(vaddq_f32(v.a, v.c), vaddq_f32(v.b, v.d)); };
+    auto halves = [](float32x4_t p, float32x4_t q) {
+      const float64x2_t a = vreinterpretq_f64_f32(p), b = vreinterpretq_f64_f32(q);
+      return vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)));
+    };
+    auto four = [&](int i) {
+      return vpaddq_f32(halves(quarters(x[i]), quarters(x[i + 1])), halves(quarters(x[i + 2]), quarters(x[i + 3])));
+    };
+    return {four(0), four(4), four(8), four(12)};
+  }
+  [[gnu::always_inline]] static F32 reduce_max16(const F32 (&x)[16]) {
+    auto quarters = [](const F32& v) { return vmaxq_f32(vmaxq_f32(v.a, v.b), vmaxq_f32(v.c, v.d)); };
+    auto four = [&](int i) {
+      return vpmaxq_f32(vpmaxq_f32(quarters(x[i]), quarters(x[i + 1])),
+                        vpmaxq_f32(quarters(x[i + 2]), quarters(x[i + 3])));
+    };
+    return {four(0), four(4), four(8), four(12)};
   }
   static float reduce_max(F32 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
   [[gnu::always_inline]] static F32 exp2(F32 x) {

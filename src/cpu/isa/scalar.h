@@ -139,6 +139,9 @@ struct Scalar {
     for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
     return a.v[0];
   }
+  static F32 reduce_max16(const F32 (&x)[16]) {
+    return each<F32>([&](int i) { return reduce_max(x[i]); });
+  }
   // 2^x with a relative error of 1.6e-7; exactly 1 at 0 and exactly 0 below -125 (so that no denormal appears).
   // Requires x <= 126. Polynomial: minimax on [-1/2, 1/2] with the constant term fixed to 1.
   static F32 exp2(F32 x) {
