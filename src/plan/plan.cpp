@@ -90,8 +90,7 @@ const SequencePlan* sequence_of(const Plan& plan, int64_t index, int64_t Sequenc
 }  // namespace
 
 bool Plan::smooths_queries(Precision precision) const {
-  const bool integer = precision != Precision::exact && precision != Precision::bf16;
-  return integer && problem.max_len_q >= kSmoothQueries;
+  return is_integer(precision) && problem.max_len_q >= kSmoothQueries;
 }
 
 int64_t Plan::biases(Precision precision) const {

@@ -7,8 +7,8 @@
 namespace clary {
 namespace {
 
-// Tasks of whole heads: so many that the last ones leave no thread idle for long.
-constexpr int64_t kHeadsPerThread = 1;
+// Whole heads as tasks of several threads: so many that the last one leaves no thread idle for more than 3 %.
+constexpr int64_t kHeadsPerThread = 32;
 
 class Run {
  public:
@@ -38,7 +38,7 @@ class Run {
     begin(precision);
     if (direct_) return;
     const int64_t heads_kv = p_.sequences * p_.heads_kv;
-    if (precision != Precision::exact && precision != Precision::bf16) {
+    if (is_integer(precision)) {
       const int64_t heads_q = plan_.smooths_queries(precision) ? p_.sequences * p_.heads_q : 0;
       parallel_.for_each(2 * heads_kv + heads_q, [&](int64_t i, int) {
         i < heads_kv ? key_mean(i) : i < 2 * heads_kv ? value_mean(i - heads_kv) : query_mean(i - 2 * heads_kv);
@@ -59,16 +59,16 @@ class Run {
   // With enough heads for all threads, each is a task from its means to its last row: what one step has read, the next
   // finds in the cache.
   bool goes_by_head() const {
-    return plan_.most_parts == 1 && !direct_ && p_.sequences * p_.heads_kv >= kHeadsPerThread * parallel_.threads;
+    const bool enough = parallel_.threads == 1 || p_.sequences * p_.heads_kv >= kHeadsPerThread * parallel_.threads;
+    return enough && plan_.most_parts == 1 && !direct_;
   }
 
   void run_heads(Precision precision) {
     begin(precision);
-    const bool smooth = precision != Precision::exact && precision != Precision::bf16;
     parallel_.for_each(p_.sequences * p_.heads_kv, [&](int64_t i, int slot) {
       const SequencePlan& s = plan_.sequences[i / p_.heads_kv];
       const int64_t head = i % p_.heads_kv;
-      if (smooth) {
+      if (is_integer(precision)) {
         key_mean(i), value_mean(i);
         if (plan_.smooths_queries(precision))
           for (int64_t g = 0; g < p_.group; ++g) query_mean(i * p_.group + g);
