@@ -139,7 +139,8 @@ struct RowScales {
   float lse;
 };
 // m, l: softmax state; constant: what all keys of the row share and the scores lack; sink: pointer or nullptr.
-RowScales row_scales(float m, float l, float constant, const float* sink);
+// Without a sink and where nobody asks for the LSE, no logarithm is taken: lse is 0.
+RowScales row_scales(float m, float l, float constant, const float* sink, bool with_lse);
 
 // An instruction set's kernels. Arrays are indexed by Precision.
 struct KernelTable {

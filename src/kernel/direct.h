@@ -3,7 +3,7 @@
 // With up to 16 rows per key-value head (decoding) a call is bound by the bandwidth of memory, and packing would read,
 // write and read again what is needed once. Rows of all query heads of a group share each read.
 //
-//   scores     R rows x K keys of accumulators (R * K = V::kSums), lanes are channels
+//   scores     R rows x K keys of accumulators (R * K = kSums), lanes are channels
 //   products   R rows x 2 or 4 keys of weights, sums of a block in L1; of one row alone 4 or 8 vectors of sums
 //   bf16       widened in pairs, the even ones of 32 by a shift and the odd ones by a mask; Q and sums in that order
 //
@@ -52,9 +52,11 @@ class Direct : ItemKernel<V, ExactScheme> {
   using F32 = typename V::F32;
   using MaskState = typename Rules<V, ExactScheme>::MaskState;
   using I32 = typename V::I32;
+  // Accumulators of scores: 16, or 4 of few registers.
+  static constexpr int kSums = V::kTileRows * V::kTileVectors;
   // Products: weights of kKeys keys x R rows, kKeys vectors of V and a sum in 32 or 16 registers.
   template <int R>
-  static constexpr int kKeys = R == 4 && V::kSums < 16 ? 2 : 4;
+  static constexpr int kKeys = R == 4 && kSums < 16 ? 2 : 4;
 
   // body(first row, integral constant) over R, R / 2, ... and 1 rows at a time.
   template <int R, class Body>
@@ -98,12 +100,12 @@ class Direct : ItemKernel<V, ExactScheme> {
   // Raw products first, all rows for kSums keys and then the next ones; then what makes scores of them.
   void scores(const Unit& u, int panel) {
     const int begin = panel * kPanelKeys, end = end_of(u, panel);
-    for (int key = begin; key < round_up(end, 16); key += V::kSums) {
-      const char* rows[V::kSums];  // keys from `end` on are read as the last one
-      for (int k = 0; k < V::kSums; ++k) rows[k] = key_row(u.block * kBlockKeys + std::min(key + k, end - 1));
+    for (int key = begin; key < round_up(end, 16); key += kSums) {
+      const char* rows[kSums];  // keys from `end` on are read as the last one
+      for (int k = 0; k < kSums; ++k) rows[k] = key_row(u.block * kBlockKeys + std::min(key + k, end - 1));
       for_rows<4>(u.rows, [&](int r, auto count) {
-        constexpr int kAtOnce = V::kSums / count;
-        for (int k = 0; k < V::kSums; k += kAtOnce) raw_scores<count>(rows + k, r, key + k);
+        constexpr int kAtOnce = kSums / count;
+        for (int k = 0; k < kSums; k += kAtOnce) raw_scores<count>(rows + k, r, key + k);
       });
     }
     const F32 scale = V::set(s_.q_scale[0]), hidden = V::set(-std::numeric_limits<float>::infinity());
@@ -128,11 +130,11 @@ class Direct : ItemKernel<V, ExactScheme> {
   // R rows x kSums / R keys, one key after the other: in the order of memory.
   template <int R>
   [[gnu::always_inline]] void raw_scores(const char* const* rows, int first_row, int key) const {
-    constexpr int K = V::kSums / R;
+    constexpr int K = kSums / R;
     const auto* q = reinterpret_cast<const float*>(s_.q + first_row * s_.q_stride);
     const int64_t q_stride = s_.q_stride, whole = p_.dim_qk / 32 * 32;
-    F32 acc[V::kSums];
-    unroll<V::kSums>([&](auto i) __attribute__((always_inline)) { acc[i] = V::zero(); });
+    F32 acc[kSums];
+    unroll<kSums>([&](auto i) __attribute__((always_inline)) { acc[i] = V::zero(); });
     unroll<K>([&](auto k) __attribute__((always_inline)) {
       const auto add_32 = [&](const char* from, int64_t c) __attribute__((always_inline)) {
         unroll<2>([&](auto half) __attribute__((always_inline)) {
@@ -148,8 +150,12 @@ class Direct : ItemKernel<V, ExactScheme> {
       copy_tail(rows[k], whole, p_.dim_qk, tail);
       add_32(tail, whole);
     });
-    float sums[V::kSums];
-    V::reduce_sums(acc, sums);
+    float sums[kSums];
+    if constexpr (kSums == 16) {
+      V::store(sums, V::reduce_add16(acc));
+    } else {
+      V::reduce_add4(acc, sums);
+    }
     for (int r = 0; r < R; ++r) std::memcpy(s_.s + (first_row + r) * kBlockKeys + key, sums + r * K, K * sizeof(float));
   }
 
@@ -184,7 +190,7 @@ class Direct : ItemKernel<V, ExactScheme> {
 
   // One row's sums += the keys of a panel times V: nothing is shared, so sums stay in registers.
   void add_panel(const Unit& u, int panel) {
-    constexpr int kMost = V::kSums < 8 ? V::kSums : 8;  // vectors of sums
+    constexpr int kMost = kSums < 8 ? kSums : 8;  // vectors of sums
     int64_t c = 0;
     for (; c + kMost * 16 <= p_.dim_v; c += kMost * 16) add_panel<kMost>(u, panel, c);
     for (; c < p_.dim_v; c += 32) add_panel<2>(u, panel, c);

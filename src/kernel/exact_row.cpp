@@ -92,11 +92,12 @@ void exact_row(const Problem& problem, const Tensors& tensors, const Sequence& s
   ExactRow(problem, tensors, sequence, sequence_index, row).run(out_dtype);
 }
 
-RowScales row_scales(float m, float l, float constant, const float* sink) {
+RowScales row_scales(float m, float l, float constant, const float* sink, bool with_lse) {
   constexpr double kLn2 = 0.693147180559945309417;
   const double top = static_cast<double>(m) + static_cast<double>(constant), sum = static_cast<double>(l);
   const double sink_octaves = sink == nullptr ? -kInfinity : static_cast<double>(*sink) / kLn2;
   if (l == 0) return {0, 0, static_cast<float>(sink_octaves * kLn2)};
+  if (sink == nullptr && !with_lse) return {static_cast<float>(1 / sum), 1, 0};
   const double reference = sink_octaves > top ? sink_octaves : top;
   const double weight = std::exp2(top - reference), denominator = sum * weight + std::exp2(sink_octaves - reference);
   return {static_cast<float>(weight / denominator), static_cast<float>(sum * weight / denominator),

@@ -5,22 +5,21 @@
 
 namespace clary {
 
-// `o` is overwritten.
 template <class V>
-void finish_row(const AttendArgs& args, const Row& row, const PartialRow& sums, float* o) {
+void finish_row(const AttendArgs& args, const Row& row, const PartialRow& sums, const float* o) {
   const Problem& p = *args.problem;
   if (sums.exact != 0) return exact_row(p, *args.tensors, args.sequence, args.sequence_index, row, args.out_dtype);
   const float* sink = p.sinks == nullptr ? nullptr : p.sinks + row.head * p.sinks_head;
-  const RowScales scales = row_scales(sums.m, sums.l, sums.constant, sink);
+  const RowScales scales = row_scales(sums.m, sums.l, sums.constant, sink, row.lse != nullptr);
   const auto weight = V::set(scales.weight), mean_weight = V::set(scales.mean_weight);
-  for (int c = 0; c < args.sizes->value_width; c += 16) {
+  const int dim = static_cast<int>(p.dim_v);
+  for (int c = 0; c < dim; c += 16) {
     auto x = V::mul(V::load(o + c), weight);
-    if (args.sizes->centred_values && c < p.dim_v) x = V::mul_add(V::load(args.head->value_mean + c), mean_weight, x);
+    if (args.sizes->centred_values) x = V::mul_add(V::load(args.head->value_mean + c), mean_weight, x);
     // An average of finite f16 values is one, though rounding V to bf16 may have carried it past the largest.
     if (args.out_dtype == DType::f16) x = V::max(V::set(-65504), V::min(V::set(65504), x));
-    V::store(o + c, x);
+    Rows<V>::store_cut(x, row.out, args.out_dtype, c, dim);
   }
-  Rows<V>::write(o, args.out_dtype, static_cast<int>(p.dim_v), row.out);
   if (row.lse != nullptr) *row.lse = scales.lse;
 }
 

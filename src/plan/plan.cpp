@@ -14,7 +14,8 @@ constexpr int64_t kFewRows = 64;
 // A part has at least 4 blocks (1024 keys): below, merging and starting cost more than a part computes.
 constexpr int64_t kPartBlocks = 4, kMostParts = 64;
 // CLARY_AUTO: below so many rows per key-value head, keys, or scores, quantising and the guard's sample cost more than
-// INT8 saves (measured on Zen 4: 128 x 128 scores lose, 4096 x 77 and 257 x 257 win).
+// INT8 saves (measured on Zen 4 with AVX-512 and on Zen 3 with AVX2, head dims 32 to 128: 128 x 128 scores lose, on
+// Zen 3 by 6 to 8 %; 192 x 192 win by 4 to 8 %, 257 x 257 and 4096 x 77 by more).
 constexpr int64_t kAutoRows = 32, kAutoKeys = 64, kAutoScores = 32768;
 // CLARY_AUTO's budget unless the caller sets one: INT8 on Gaussian data has 1.5 %.
 constexpr double kAutoBudget = 0.02;
@@ -89,8 +90,7 @@ const SequencePlan* sequence_of(const Plan& plan, int64_t index, int64_t Sequenc
 }  // namespace
 
 bool Plan::smooths_queries(Precision precision) const {
-  const bool integer = precision != Precision::exact && precision != Precision::bf16;
-  return integer && problem.max_len_q >= kSmoothQueries;
+  return is_integer(precision) && problem.max_len_q >= kSmoothQueries;
 }
 
 int64_t Plan::biases(Precision precision) const {

@@ -24,6 +24,9 @@ struct HeadReport {
   double first_error = 0, last_error = 0;
 };
 
+// Whether Q K^T multiplies integers, so that means are taken off first.
+constexpr bool is_integer(Precision precision) { return precision != Precision::exact && precision != Precision::bf16; }
+
 struct Plan {
   Problem problem;
   const KernelTable* kernels = nullptr;

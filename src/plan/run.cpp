@@ -7,6 +7,9 @@
 namespace clary {
 namespace {
 
+// Whole heads as tasks of several threads: so many that the last one leaves no thread idle for more than 3 %.
+constexpr int64_t kHeadsPerThread = 32;
+
 class Run {
  public:
   Run(Plan& plan, const Tensors& tensors, const Workspace& workspace, const Parallel& parallel)
@@ -18,8 +21,12 @@ class Run {
     if (guarded) take_sample();
     for (Precision precision = plan_.start;; precision = raised(precision)) {
       direct_ = plan_.is_direct(precision);
-      quantise(precision);
-      attend();
+      if (goes_by_head()) {
+        run_heads(precision);
+      } else {
+        quantise(precision);
+        attend();
+      }
       if (!guarded || precision == Precision::exact || !judge()) return;
     }
   }
@@ -28,22 +35,48 @@ class Run {
   // ---- quantise: means, then blocks
 
   void quantise(Precision precision) {
-    precision_ = precision;
-    sizes_ = plan_.kernels->sizes(precision, static_cast<int>(p_.dim_qk), static_cast<int>(p_.dim_v));
+    begin(precision);
     if (direct_) return;
     const int64_t heads_kv = p_.sequences * p_.heads_kv;
-    if (precision != Precision::exact && precision != Precision::bf16) {
+    if (is_integer(precision)) {
       const int64_t heads_q = plan_.smooths_queries(precision) ? p_.sequences * p_.heads_q : 0;
       parallel_.for_each(2 * heads_kv + heads_q, [&](int64_t i, int) {
-        if (i < heads_kv)
-          mean_of(t_.k, p_.k, i, p_.heads_kv, p_.dim_qk, false, w_.key_mean(i));
-        else if (i < 2 * heads_kv)
-          mean_of(t_.v, p_.v, i - heads_kv, p_.heads_kv, p_.dim_v, false, w_.value_mean(i - heads_kv));
-        else
-          mean_of(t_.q, p_.q, i - 2 * heads_kv, p_.heads_q, p_.dim_qk, true, w_.query_mean(i - 2 * heads_kv));
+        i < heads_kv ? key_mean(i) : i < 2 * heads_kv ? value_mean(i - heads_kv) : query_mean(i - 2 * heads_kv);
       });
     }
     parallel_.for_each(plan_.blocks * p_.heads_kv, [&](int64_t i, int slot) { pack(i, slot); });
+  }
+
+  void begin(Precision precision) {
+    precision_ = precision;
+    sizes_ = plan_.kernels->sizes(precision, static_cast<int>(p_.dim_qk), static_cast<int>(p_.dim_v));
+  }
+
+  void key_mean(int64_t i) { mean_of(t_.k, p_.k, i, p_.heads_kv, p_.dim_qk, false, w_.key_mean(i)); }
+  void value_mean(int64_t i) { mean_of(t_.v, p_.v, i, p_.heads_kv, p_.dim_v, false, w_.value_mean(i)); }
+  void query_mean(int64_t i) { mean_of(t_.q, p_.q, i, p_.heads_q, p_.dim_qk, true, w_.query_mean(i)); }
+
+  // With enough heads for all threads, each is a task from its means to its last row: what one step has read, the next
+  // finds in the cache.
+  bool goes_by_head() const {
+    const bool enough = parallel_.threads == 1 || p_.sequences * p_.heads_kv >= kHeadsPerThread * parallel_.threads;
+    return enough && plan_.most_parts == 1 && !direct_;
+  }
+
+  void run_heads(Precision precision) {
+    begin(precision);
+    parallel_.for_each(p_.sequences * p_.heads_kv, [&](int64_t i, int slot) {
+      const SequencePlan& s = plan_.sequences[i / p_.heads_kv];
+      const int64_t head = i % p_.heads_kv;
+      if (is_integer(precision)) {
+        key_mean(i), value_mean(i);
+        if (plan_.smooths_queries(precision))
+          for (int64_t g = 0; g < p_.group; ++g) query_mean(i * p_.group + g);
+      }
+      for (int64_t b = 0; b < s.blocks; ++b) pack(s.first_block * p_.heads_kv + head * s.blocks + b, slot);
+      const int64_t items = plan_.tiles_of(s) / p_.heads_kv;
+      for (int64_t k = 0; k < items; ++k) attend_item(item_at(plan_, s.first_item + head * items + k), slot);
+    });
   }
 
   void mean_of(const void* data, const Strides& strides, int64_t index, int64_t heads, int64_t dim, bool queries,
@@ -126,6 +159,7 @@ class Run {
 
   // Blocks outside of what any row sees are never looked at.
   void clip_to_visible(AttendArgs& args) const {
+    if (!p_.limits_keys()) return;
     int64_t begin = args.sequence.len_k, end = 0;
     for (int r = 0; r < args.count; ++r) {
       const KeyRange range = p_.visible_keys(args.sequence, args.rows[r].query);

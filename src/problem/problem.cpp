@@ -52,14 +52,15 @@ bool Problem::mask_shows(int64_t s, int64_t head, int64_t i, int64_t j) const {
   switch (mask.kind) {
     case Mask::Kind::none: return true;
     case Mask::Kind::boolean:
-      return element(mask.data, DType::boolean, s * mask.batch + head * mask.head + i * mask.query + j * mask.key) != 0;
+      return static_cast<const uint8_t*>(
+                 mask.data)[s * mask.batch + head * mask.head + i * mask.query + j * mask.key] != 0;
     case Mask::Kind::additive: return mask_value(s, head, i, j) != -std::numeric_limits<double>::infinity();
   }
   return true;
 }
 
 bool Problem::hides_key(int64_t s, int64_t head_kv, int64_t j) const {
-  if (mask.kind == Mask::Kind::none || mask.query != 0) return false;
+  if (!hides_keys()) return false;
   for (int64_t g = 0; g < (mask.head == 0 ? 1 : group); ++g)
     if (mask_shows(s, head_kv * group + g, 0, j)) return false;
   return true;

@@ -78,10 +78,14 @@ struct Problem {
   int64_t offset(const Sequence& s) const;
   // Keys that causality, window and length leave visible to query i (the mask may hide more).
   KeyRange visible_keys(const Sequence& s, int64_t i) const;
+  // Does it depend on the query at all?
+  bool limits_keys() const { return causal != CLARY_NOT_CAUSAL || window_left >= 0 || window_right >= 0; }
   // Does the mask show key j of sequence `s` to row (head, i)?
   bool mask_shows(int64_t s, int64_t head, int64_t i, int64_t j) const;
   // A boolean mask that is the same for every query becomes part of the key bias.
   bool folds_mask() const { return mask.kind == Mask::Kind::boolean && mask.query == 0; }
+  // Is the mask the same for every query, so that it may hide a key altogether?
+  bool hides_keys() const { return mask.kind != Mask::Kind::none && mask.query == 0; }
   // Does a mask that is the same for every query hide key j of sequence `s` from all heads that read `head_kv`?
   bool hides_key(int64_t s, int64_t head_kv, int64_t j) const;
   // The additive mask's value there; 0 when there is none.

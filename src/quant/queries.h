@@ -18,9 +18,10 @@ class Queries {
 
   void load() {
     s_.rows = static_cast<int>(round_up(a_.count, kUsesTiles<V, S> ? 2 * kUnitRows : kUnitRows));
-    std::memset(s_.q, 0, static_cast<size_t>(s_.rows * s_.q_stride) * 4);
-    for (int r = 0; r < a_.count; ++r) load_row(r);
-    for (int r = a_.count; r < s_.rows; ++r) pad_row(r);
+    // Steps that whole vectors of channels do not reach are zeros.
+    if (width_ != s_.q_stride * elements_per_step(S::kQk))
+      std::memset(s_.q, 0, static_cast<size_t>(s_.rows * s_.q_stride) * 4);
+    for (int first = 0; first < s_.rows; first += kUnitRows) load_unit(first);
     if constexpr (kInPairs<V, S::kQk>)
       for (int r = 0; r < s_.rows; r += 2) pair_rows(s_.q + r * s_.q_stride);
   }
@@ -29,20 +30,91 @@ class Queries {
   using F32 = typename V::F32;
   using I32 = typename V::I32;
 
-  void load_row(int r) {
+  // What is asked of each of 16 rows, to be reduced for all of them at once.
+  struct Sums {
+    F32 squares[kUnitRows], tops[kUnitRows], constants[kUnitRows];
+  };
+
+  void load_unit(int first) {
+    alignas(64) float buffer[S::kQk == Element::f32 ? 16 : kUnitRows * 1024];
+    float* const x = S::kQk == Element::f32 ? reinterpret_cast<float*>(s_.q + first * s_.q_stride) : buffer;
+    Sums sums;
+    with_dtype(a_.problem->dtype, [&](auto dtype) {
+      this->template read_rows<dtype>(first, x, false, sums);
+      // A sum over anything non-finite is not finite either.
+      if (!Rows<V>::is_finite(V::reduce_add16(sums.squares))) this->template read_rows<dtype>(first, x, true, sums);
+    });
+    V::store(s_.q_scale + first, V::set(unit_));
+    V::store(s_.q_sum + first, V::zero());
+    V::store_i32(s_.q_init + first, V::set_i32(0));
+    const F32 constant = S::kSmoothKeys ? V::mul(V::set(unit_), V::reduce_add16(sums.constants)) : V::zero();
+    V::store(s_.constant + first, constant);
+    V::store(s_.reach + first, V::reduce_add16(sums.squares));
+    if constexpr (S::kQk != Element::f32) write_rows(first, x, sums);
+    for (int r = first; r < first + kUnitRows; ++r) r < a_.count ? describe_row(r) : pad_row(r);
+  }
+
+  // Rows as floats, minus the mean of the queries, if there is one; zeros where there is no row.
+  template <DType T>
+  void read_rows(int first, float* x, bool look_for_nonfinite, Sums& sums) {
     const Problem& p = *a_.problem;
+    for (int i = 0; i < kUnitRows; ++i, x += width_) {
+      if (first + i >= a_.count) {
+        std::memset(x, 0, static_cast<size_t>(width_) * 4);
+        sums.squares[i] = sums.tops[i] = sums.constants[i] = V::zero();
+        continue;
+      }
+      const Row& row = a_.rows[first + i];
+      const int64_t index =
+          a_.sequence.batch * p.q.batch + row.head * p.q.head + (a_.sequence.q_begin + row.query) * p.q.row;
+      const void* from = static_cast<const char*>(a_.tensors->q) + index * size_bytes(T);
+      if (look_for_nonfinite) {
+        s_.exact[first + i] = Rows<V>::read_finite(from, T, static_cast<int>(p.dim_qk), x) ? 1 : 0;
+        read_row<DType::f32>(x, mean_of(row), x, i, sums);
+      } else {
+        s_.exact[first + i] = 0;
+        read_row<T>(from, mean_of(row), x, i, sums);
+      }
+    }
+  }
+
+  template <DType T>
+  [[gnu::always_inline]] void read_row(const void* from, const float* mean, float* to, int i, Sums& sums) const {
+    mean == nullptr ? read_row<T, false>(from, mean, to, i, sums) : read_row<T, true>(from, mean, to, i, sums);
+  }
+
+  template <DType T, bool kCentre>
+  [[gnu::always_inline]] void read_row(const void* from, const float* mean, float* to, int i, Sums& sums) const {
+    const int dim = static_cast<int>(a_.problem->dim_qk);
+    const float* const key_mean = a_.head->key_mean;
+    F32 squares = V::zero(), top = V::zero(), constant = V::zero();
+    Rows<V>::for_vectors(
+        from, T, dim, [&](F32 x, int c) __attribute__((always_inline)) {
+          if constexpr (S::kSmoothKeys) constant = V::mul_add(x, V::load(key_mean + c), constant);
+          if constexpr (kCentre) x = V::sub(x, V::load(mean + c));
+          V::store(to + c, x);
+          squares = V::mul_add(x, x, squares);
+          if constexpr (S::kIntegerQk) top = V::max(top, V::abs(x));
+        });
+    sums.squares[i] = squares, sums.tops[i] = top, sums.constants[i] = constant;
+  }
+
+  int64_t member(const Row& row) const { return row.head - a_.head_kv * a_.problem->group; }
+  const float* mean_of(const Row& row) const {
+    return a_.head->query_mean == nullptr ? nullptr : a_.head->query_mean + member(row) * a_.head->query_mean_stride;
+  }
+
+  // What comes from the row's place; its reach is still the square of its norm.
+  void describe_row(int r) {
     const Row& row = a_.rows[r];
-    const int64_t member = row.head - a_.head_kv * p.group;
-    const int64_t index =
-        a_.sequence.batch * p.q.batch + row.head * p.q.head + (a_.sequence.q_begin + row.query) * p.q.row;
-    alignas(64) float x[1024];
-    const void* from = static_cast<const char*>(a_.tensors->q) + index * size_bytes(p.dtype);
-    s_.exact[r] = Rows<V>::read_finite(from, p.dtype, static_cast<int>(p.dim_qk), x) ? 1 : 0;
-    s_.key_bias[r] = a_.head->key_bias + member * a_.head->key_bias_stride;
-    s_.range[r] = p.visible_keys(a_.sequence, row.query);
-    s_.slope[r] = static_cast<float>(p.alibi_slope(a_.sequence_index, row.head)) * kLog2e * S::kUnitsPerOctave;
-    s_.constant[r] = S::kSmoothKeys ? unit_ * dot(x, a_.head->key_mean) : 0;
-    write(r, x, a_.head->query_mean == nullptr ? nullptr : a_.head->query_mean + member * a_.head->query_mean_stride);
+    const float* mean = mean_of(row);
+    if (mean != mean_) mean_ = mean, mean_length_ = std::sqrt(dot(mean, mean));
+    s_.reach[r] = std::fabs(unit_) * (std::sqrt(s_.reach[r]) + mean_length_);
+    s_.key_bias[r] = a_.head->key_bias + member(row) * a_.head->key_bias_stride;
+    s_.range[r] = {0, a_.sequence.len_k};
+    if (a_.problem->limits_keys()) s_.range[r] = a_.problem->visible_keys(a_.sequence, row.query);
+    s_.slope[r] =
+        static_cast<float>(a_.problem->alibi_slope(a_.sequence_index, row.head)) * kLog2e * S::kUnitsPerOctave;
   }
 
   // A row of zeros that sees every key.
@@ -50,8 +122,7 @@ class Queries {
     s_.exact[r] = 0;
     s_.key_bias[r] = s_.key_bias[0];
     s_.range[r] = {0, a_.sequence.len_k};
-    s_.q_scale[r] = s_.q_sum[r] = s_.constant[r] = s_.reach[r] = s_.slope[r] = 0;
-    s_.q_init[r] = 0;
+    s_.q_scale[r] = s_.reach[r] = s_.slope[r] = 0;
   }
 
   float dot(const float* x, const float* y) const {
@@ -60,23 +131,20 @@ class Queries {
     return V::reduce_add(sum);
   }
 
-  void write(int r, float* x, const float* mean) {
-    float length = 0;
-    if (mean != nullptr) {
-      for (int c = 0; c < width_; c += 16) V::store(x + c, V::sub(V::load(x + c), V::load(mean + c)));
-      length = std::sqrt(dot(mean, mean));
+  void write_rows(int first, const float* x, const Sums& sums) {
+    alignas(64) float inverse[kUnitRows];
+    if constexpr (S::kIntegerQk) {
+      const F32 top = V::reduce_max16(sums.tops);
+      V::store(s_.q_scale + first, V::mul(V::mul(V::set(unit_), top), V::set(1.0f / 127)));
+      V::store(inverse, V::select_less(V::zero(), top, V::div(V::set(127), top), V::zero()));
     }
-    s_.reach[r] = std::fabs(unit_) * (std::sqrt(dot(x, x)) + length);
-    uint32_t* to = s_.q + r * s_.q_stride;
-    s_.q_scale[r] = unit_;
-    s_.q_init[r] = 0;
-    s_.q_sum[r] = 0;
-    if constexpr (S::kQk == Element::f32) {
-      std::memcpy(to, x, static_cast<size_t>(width_) * 4);
-    } else if constexpr (S::kQk == Element::bf16) {
-      for (int c = 0; c < width_; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(to) + c, V::load(x + c));
-    } else {
-      write_codes(r, x, to);
+    for (int i = 0; i < kUnitRows; ++i, x += width_) {
+      uint32_t* to = s_.q + (first + i) * s_.q_stride;
+      if constexpr (S::kIntegerQk) {
+        write_codes(first + i, x, V::set(inverse[i]), to);
+      } else {
+        for (int c = 0; c < width_; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(to) + c, V::load(x + c));
+      }
     }
   }
 
@@ -89,24 +157,21 @@ class Queries {
   }
 
   // INT8, symmetric, one scale per row (SageAttention2's finest granularity).
-  void write_codes(int r, const float* x, uint32_t* to) {
-    F32 largest = V::zero();
-    for (int c = 0; c < width_; c += 16) largest = V::max(largest, V::abs(V::load(x + c)));
-    const float top = V::reduce_max(largest);
-    const F32 inverse = V::set(top > 0 ? 127 / top : 0);
+  void write_codes(int r, const float* x, F32 inverse, uint32_t* to) {
+    constexpr bool kSums = S::kQk == Element::i4 || (S::kQk == Element::i8 && !kSignedKeys<V, S>);
     I32 sum = V::set_i32(0);
-    for (int c = 0; c < width_; c += 16) {
+    for (int c = 0, width = width_; c < width; c += 16) {
       const I32 code = V::to_i32(V::mul(V::load(x + c), inverse));
-      sum = V::add_i32(sum, code);
+      if constexpr (kSums) sum = V::add_i32(sum, code);
       if constexpr (S::kQk == Element::i8w) {
         V::store_words(reinterpret_cast<int16_t*>(to) + c, code);
       } else {
         V::store_i8(reinterpret_cast<int8_t*>(to) + c, code);
       }
     }
+    if constexpr (!kSums) return;
     const int32_t total = V::reduce_add_i32(sum);
-    s_.q_scale[r] = unit_ * top * (1.0f / 127);
-    s_.q_init[r] = S::kQk == Element::i8 && !kSignedKeys<V, S> ? -128 * total : 0;
+    if constexpr (S::kQk == Element::i8) s_.q_init[r] = -128 * total;
     s_.q_sum[r] = static_cast<float>(total);
   }
 
@@ -114,6 +179,8 @@ class Queries {
   ItemState& s_;
   int width_ = 0;
   float unit_ = 0;
+  const float* mean_ = nullptr;  // of the last row described, and its length
+  float mean_length_ = 0;
 };
 
 }  // namespace clary

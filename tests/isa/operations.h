@@ -147,15 +147,23 @@ void add_floats(Vocabulary& v) {
          }});
   v.add(
       {"reduce_add", kFloats, kFloat, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_add(A::f32(in, 0))); }});
-  v.add({"reduce_sums", kFloats, kFloat, 16, 64, [](In in, Out out) {
-           for (int i = 0; i < 16; i += M::kSums) {
-             typename M::F32 x[M::kSums];
-             for (int k = 0; k < M::kSums; ++k) x[k] = A::f32(in, i + k);
-             M::reduce_sums(x, reinterpret_cast<float*>(out) + i);
-           }
+  v.add({"reduce_add16", kFloats, kFloat, 16, 64, [](In in, Out out) {
+           typename M::F32 x[16];
+           for (int i = 0; i < 16; ++i) x[i] = A::f32(in, i);
+           A::put(out, M::reduce_add16(x));
          }});
+  if constexpr (requires { &M::reduce_add4; })
+    v.add({"reduce_add4", kFloats, kFloat, 4, 16, [](In in, Out out) {
+             const typename M::F32 x[] = {A::f32(in, 0), A::f32(in, 1), A::f32(in, 2), A::f32(in, 3)};
+             M::reduce_add4(x, reinterpret_cast<float*>(out));
+           }});
   v.add(
       {"reduce_max", kFloats, kValue, 1, 4, [](In in, Out out) { A::put_scalar(out, M::reduce_max(A::f32(in, 0))); }});
+  v.add({"reduce_max16", kFloats, kValue, 16, 64, [](In in, Out out) {
+           typename M::F32 x[16];
+           for (int i = 0; i < 16; ++i) x[i] = A::f32(in, i);
+           A::put(out, M::reduce_max16(x));
+         }});
   v.add({"exp2", kExp2, kExact, 1, 64, unary_f32<M, M::exp2>});
   v.add({"to_i32", kToI32, kExact, 1, 64, [](In in, Out out) { A::put_i32(out, M::to_i32(A::f32(in, 0))); }});
   v.add({"to_f32", kBits, kExact, 1, 64, [](In in, Out out) { A::put(out, M::to_f32(A::i32(in, 0))); }});

@@ -35,7 +35,6 @@ struct Avx2 {
   // 12 accumulators where a step is a multiply-add, or two operations on words: 8 chains of 4 cycles would just fill
   // two ports, with no room for a load that comes late.
   static constexpr int kWideTileRows = 6;
-  static constexpr int kSums = 4;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = true;
@@ -114,7 +113,7 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
   }
   // In the order of reduce_add, two vectors side by side: 16 operations instead of 32.
-  [[gnu::always_inline]] static void reduce_sums(const F32 (&x)[kSums], float* to) {
+  [[gnu::always_inline]] static void reduce_add4(const F32 (&x)[4], float* to) {
     __m256 half[4], both[2];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(x[i].lo, x[i].hi);
@@ -127,6 +126,14 @@ struct Avx2 {
         _mm256_add_ps(_mm256_shuffle_ps(both[0], both[1], 0x44), _mm256_shuffle_ps(both[0], both[1], 0xee));
     const __m256 sums = _mm256_add_ps(pairs, _mm256_movehdup_ps(pairs));  // lanes 0, 2, 4, 6
     _mm_storeu_ps(to, _mm_shuffle_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1), 0x88));
+  }
+  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
+    return fold16(
+        x, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
+  }
+  [[gnu::always_inline]] static F32 reduce_max16(const F32 (&x)[16]) {
+    return fold16(
+        x, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
   }
   [[gnu::always_inline]] static float reduce_max(F32 a) {
     const __m256 half = _mm256_max_ps(a.lo, a.hi);
@@ -261,6 +268,26 @@ struct Avx2 {
   static __m256i load_256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store_128(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
   static void store_256(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+  // Folds vectors side by side, 16 lanes to 8, 4, 2, 1, in the order of reduce_add: 58 instructions in all.
+  template <class Op>
+  [[gnu::always_inline]] static F32 fold16(const F32 (&x)[16], Op&& op) {
+    __m256 folded[2];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m256 a[4], b[2];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {  // quarters of vectors i and i + 4
+        const F32 &u = x[8 * half + i], &v = x[8 * half + i + 4];
+        const __m256 s = op(u.lo, u.hi), t = op(v.lo, v.hi);
+        a[i] = op(_mm256_permute2f128_ps(s, t, 0x20), _mm256_permute2f128_ps(s, t, 0x31));
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i)  // pairs of lanes
+        b[i] = op(_mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44), _mm256_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+      folded[half] = op(_mm256_shuffle_ps(b[0], b[1], 0x88), _mm256_shuffle_ps(b[0], b[1], 0xdd));
+    }
+    return {folded[0], folded[1]};
+  }
   // The low 16 bits of each lane; the high ones must be zero.
   static void store_low_words(uint16_t* p, I32 x) {
     store_256(p, _mm256_permute4x64_epi64(_mm256_packus_epi32(x.lo, x.hi), 0xd8));

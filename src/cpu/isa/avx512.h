@@ -16,7 +16,6 @@ struct Avx512Vnni {
   // registers, which leaves room for the epilogue's constants.
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr int kWideTileRows = kTileRows;
-  static constexpr int kSums = 16;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
@@ -77,21 +76,13 @@ struct Avx512Vnni {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
   }
   static float reduce_add(F32 a) { return Avx2::reduce_add({_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)}); }
-  // Folds pairs of vectors side by side: 16 lanes to 8, 4, 2, 1, in the order of reduce_add: 46 instructions in all.
-  [[gnu::always_inline]] static void reduce_sums(const F32 (&x)[kSums], float* to) {
-    F32 a[8], b[4], c[2];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i)  // halves of x[i] and x[i + 8]
-      a[i] = add(_mm512_shuffle_f32x4(x[i], x[i + 8], 0x44), _mm512_shuffle_f32x4(x[i], x[i + 8], 0xee));
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)  // quarters of x[i], x[i + 8], x[i + 4], x[i + 12]
-      b[i] = add(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i)  // pairs of lanes: of b[i], then of b[i + 2], in every quarter
-      c[i] = add(_mm512_shuffle_ps(b[i], b[i + 2], 0x44), _mm512_shuffle_ps(b[i], b[i + 2], 0xee));
-    const F32 sums = add(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
-    // Lane 4 q + (0, 1, 2, 3) is vector (0, 2, 1, 3) + (0, 8, 4, 12)[q].
-    store(to, _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), sums));
+  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
+    return fold16(
+        x, [](F32 a, F32 b) __attribute__((always_inline)) { return add(a, b); });
+  }
+  [[gnu::always_inline]] static F32 reduce_max16(const F32 (&x)[16]) {
+    return fold16(
+        x, [](F32 a, F32 b) __attribute__((always_inline)) { return max(a, b); });
   }
   static float reduce_max(F32 a) { return Avx2::reduce_max({_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)}); }
   [[gnu::always_inline]] static F32 exp2(F32 x) {
@@ -184,6 +175,25 @@ struct Avx512Vnni {
   }
   static I32 sum_pairs_u16(I16 a) {
     return _mm512_add_epi32(_mm512_and_si512(a.v, _mm512_set1_epi32(0xffff)), _mm512_srli_epi32(a.v, 16));
+  }
+
+ private:
+  // Folds pairs of vectors side by side: 16 lanes to 8, 4, 2, 1, in the order of reduce_add: 46 instructions in all.
+  template <class Op>
+  [[gnu::always_inline]] static F32 fold16(const F32 (&x)[16], Op&& op) {
+    F32 a[8], b[4], c[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)  // halves of x[i] and x[i + 8]
+      a[i] = op(_mm512_shuffle_f32x4(x[i], x[i + 8], 0x44), _mm512_shuffle_f32x4(x[i], x[i + 8], 0xee));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)  // quarters of x[i], x[i + 8], x[i + 4], x[i + 12]
+      b[i] = op(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)  // pairs of lanes: of b[i], then of b[i + 2], in every quarter
+      c[i] = op(_mm512_shuffle_ps(b[i], b[i + 2], 0x44), _mm512_shuffle_ps(b[i], b[i + 2], 0xee));
+    const F32 folded = op(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
+    // Lane 4 q + (0, 1, 2, 3) is vector (0, 2, 1, 3) + (0, 8, 4, 12)[q].
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), folded);
   }
 };
 

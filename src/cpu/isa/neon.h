@@ -32,7 +32,6 @@ struct Neon {
   // of each row: 16 + 8 + 4 of 32 registers.
   static constexpr int kTileRows = 4, kTileVectors = 1;
   static constexpr int kWideTileRows = kTileRows;
-  static constexpr int kSums = 4;
   static constexpr bool kHasTiles = false;
   static constexpr bool kHasDot2 = false;
   static constexpr bool kBytesAsWords = false;
@@ -138,8 +137,17 @@ struct Neon {
     const float32x2_t h = vadd_f32(vget_low_f32(q), vget_high_f32(q));
     return vget_lane_f32(vpadd_f32(h, h), 0);
   }
-  [[gnu::always_inline]] static void reduce_sums(const F32 (&x)[kSums], float* to) {
-    for (int i = 0; i < kSums; ++i) to[i] = reduce_add(x[i]);
+  [[gnu::always_inline]] static void reduce_add4(const F32 (&x)[4], float* to) { vst1q_f32(to, add4(x)); }
+  [[gnu::always_inline]] static F32 reduce_add16(const F32 (&x)[16]) {
+    return {add4(x), add4(x + 4), add4(x + 8), add4(x + 12)};
+  }
+  [[gnu::always_inline]] static F32 reduce_max16(const F32 (&x)[16]) {
+    auto quarters = [](const F32& v) { return vmaxq_f32(vmaxq_f32(v.a, v.b), vmaxq_f32(v.c, v.d)); };
+    auto four = [&](int i) {
+      return vpmaxq_f32(vpmaxq_f32(quarters(x[i]), quarters(x[i + 1])),
+                        vpmaxq_f32(quarters(x[i + 2]), quarters(x[i + 3])));
+    };
+    return {four(0), four(4), four(8), four(12)};
   }
   static float reduce_max(F32 x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
   [[gnu::always_inline]] static F32 exp2(F32 x) {
@@ -311,6 +319,15 @@ struct Neon {
   }
 
  protected:
+  // Halves of the four sums of quarters side by side, then pairs of lanes.
+  [[gnu::always_inline]] static float32x4_t add4(const F32* x) {
+    auto quarters = [](const F32& v) { return vaddq_f32(vaddq_f32(v.a, v.c), vaddq_f32(v.b, v.d)); };
+    auto halves = [](float32x4_t p, float32x4_t q) {
+      const float64x2_t a = vreinterpretq_f64_f32(p), b = vreinterpretq_f64_f32(q);
+      return vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)));
+    };
+    return vpaddq_f32(halves(quarters(x[0]), quarters(x[1])), halves(quarters(x[2]), quarters(x[3])));
+  }
   static constexpr float kIntegers = 12582912.0f;  // 1.5 * 2^23: floats within 2^22 of it are the integers
   static uint16x8_t words(int16x8_t x) { return vreinterpretq_u16_s16(x); }
   static uint32x4_t as_unsigned(int32x4_t x) { return vreinterpretq_u32_s32(x); }

@@ -28,7 +28,6 @@ struct Scalar {
   // Rows x vectors of one register tile of a product. Bound: rows * vectors + vectors + 1 registers.
   static constexpr int kTileRows = 4, kTileVectors = 4;
   static constexpr int kWideTileRows = kTileRows;  // where a step needs no temporaries beside them
-  static constexpr int kSums = 16;                 // vectors that reduce_sums() takes: accumulators of few rows
   static constexpr bool kHasTiles = false;         // a matrix engine (tile_* operations)
   static constexpr bool kHasDot2 = true;           // a dot product of bf16 that is faster than f32
   static constexpr bool kBytesAsWords = false;     // no dot product of bytes that is worth its widening
@@ -132,13 +131,20 @@ struct Scalar {
       for (int i = 0; i < n; ++i) a.v[i] += a.v[i + n];
     return a.v[0];
   }
-  // to[i] = reduce_add(x[i]), for as many as share the work.
-  static void reduce_sums(const F32 (&x)[kSums], float* to) {
-    for (int i = 0; i < kSums; ++i) to[i] = reduce_add(x[i]);
+  // Lane i is reduce_add(x[i]).
+  static F32 reduce_add16(const F32 (&x)[16]) {
+    return each<F32>([&](int i) { return reduce_add(x[i]); });
+  }
+  // to[i] = reduce_add(x[i]), for sets that have no more than 4 accumulators
+  static void reduce_add4(const F32 (&x)[4], float* to) {
+    for (int i = 0; i < 4; ++i) to[i] = reduce_add(x[i]);
   }
   static float reduce_max(F32 a) {
     for (int i = 1; i < 16; ++i) a.v[0] = a.v[i] > a.v[0] ? a.v[i] : a.v[0];
     return a.v[0];
+  }
+  static F32 reduce_max16(const F32 (&x)[16]) {
+    return each<F32>([&](int i) { return reduce_max(x[i]); });
   }
   // 2^x with a relative error of 1.6e-7; exactly 1 at 0 and exactly 0 below -125 (so that no denormal appears).
   // Requires x <= 126. Polynomial: minimax on [-1/2, 1/2] with the constant term fixed to 1.

@@ -1,0 +1,194 @@
+// The values of a block for the vector engine: the largest of each channel first, where codes need a scale, then step
+// by step, straight from V.
+#pragma once
+
+#include "quant/block.h"
+
+namespace clary {
+
+template <class V, class S>
+class ValuePacker : BlockPacker<V, S> {
+ public:
+  // inverse: [value_width]; rows: [9][value_width]
+  ValuePacker(const BlockPacker<V, S>& block, float* inverse, float* rows)
+      : Base(block), inverse_(inverse), rows_(rows) {}
+
+  void run() {
+    with_dtype(a_.problem->dtype, [&](auto dtype) { this->template pack_values<dtype>(); });
+  }
+
+ private:
+  using Base = BlockPacker<V, S>;
+  using Base::a_, Base::sizes_, Base::head_, Base::keys_;
+  using Base::has, Base::row, Base::load_value, Base::bf16_pair;
+  using typename Base::F32, typename Base::I32;
+  static constexpr int kPerStep = elements_per_step(S::kPv);
+  static constexpr int kSteps = kInPairs<V, S::kPv> ? 2 : 1;  // that are stored together
+  static constexpr int kStepKeys = kSteps * kPerStep;
+
+  template <DType T>
+  void pack_values() {
+    bool finite = true;
+    if constexpr (S::kFixedPoint) {
+      const int64_t dim = a_.problem->dim_v;
+      int c = 0;
+      for (; c + kGroupChannels <= dim; c += kGroupChannels) finite &= find_scales<T, 4>(c);
+      for (; c + 16 <= dim; c += 16) finite &= find_scales<T, 1>(c);
+      if (c < dim) finite &= find_scales<T, 0>(c);
+      if (!finite) find_scales_of_finite();
+      write_steps<T>(finite);
+    } else if (!write_steps<T>(true)) {
+      write_steps<T>(false);
+    }
+  }
+
+  template <bool kCentre>
+  [[gnu::always_inline]] static F32 centre(F32 x, const float* mean) {
+    if constexpr (S::kCentreValues && kCentre) return V::sub(x, V::load(mean));
+    return x;
+  }
+
+  // Scales of N vectors of channels; 0: of the last one, which is not whole. False if there is anything that is not
+  // finite: magnitudes compare as integers do, and what is not finite is larger than all that is.
+  template <DType T, int N>
+  bool find_scales(int channel) {
+    constexpr int kVectors = N > 0 ? N : 1;
+    const int dim = static_cast<int>(a_.problem->dim_v);
+    const float* const mean = head_.value_mean + channel;
+    I32 largest[kVectors];
+    unroll<kVectors>([&](auto n) __attribute__((always_inline)) { largest[n] = V::set_i32(0); });
+    for (int key = 0; key < keys_; ++key) {
+      if (!has(key)) continue;
+      const void* from = row(a_.tensors->v, a_.problem->v, key);
+      const auto add = [&](F32 x, auto n) __attribute__((always_inline)) {
+        largest[n] = V::max_i32(largest[n], V::as_i32(V::abs(centre<true>(x, mean + n * 16))));
+      };
+      unroll<kVectors>([&](auto n) __attribute__((always_inline)) {
+        if constexpr (N > 0)
+          add(Rows<V>::load(from, T, channel + n * 16), n);
+        else
+          add(Rows<V>::load_end(from, T, channel, dim), n);
+      });
+    }
+    bool finite = true;
+    unroll<kVectors>([&](auto n) __attribute__((always_inline)) {
+      finite = finite && Rows<V>::is_finite(V::as_f32(largest[n]));
+      set_scale(channel + n * 16, V::as_f32(largest[n]));
+    });
+    return finite;
+  }
+
+  void find_scales_of_finite() {
+    float* const largest = rows_ + sizes_.value_width;
+    std::memset(largest, 0, static_cast<size_t>(sizes_.value_width) * 4);
+    for (int key = 0; key < keys_; ++key) {
+      load_value(key, rows_);
+      for (int c = 0; c < sizes_.value_width; c += 16)
+        V::store(largest + c, V::max(V::load(largest + c), V::abs(V::load(rows_ + c))));
+    }
+    for (int c = 0; c < sizes_.value_width; c += 16) set_scale(c, V::load(largest + c));
+  }
+
+  // The scale of 16 channels of this block (with the 1/255 of P), and the inverse of the scale of V alone.
+  void set_scale(int channel, F32 largest) {
+    V::store(head_.value_scales + a_.block * sizes_.value_width + channel, V::mul(largest, V::set(1.0f / (127 * 255))));
+    // A constant channel is zero after centring, up to rounding: any finite inverse gives code 0 or a faithful one.
+    constexpr float kSmallest = 1e-30f;
+    V::store(inverse_ + channel, V::div(V::set(127), V::max(largest, V::set(kSmallest))));
+  }
+
+  // Whole steps straight from V, others from rows that load_value() wrote. Returns whether V is finite, where no scale
+  // has told that before.
+  template <DType T>
+  bool write_steps(bool finite) {
+    const int width = sizes_.value_width;
+    float* const zeros = rows_ + kStepKeys * width;
+    std::memset(zeros, 0, static_cast<size_t>(width) * 4);
+    I32 largest = V::set_i32(0);
+    for (int step = 0; step * kPerStep < round_up(keys_, kPanelKeys); step += kSteps) {
+      const int first = S::kPv == Element::i8w ? first_key_of_word_step(step) : step * kPerStep;
+      const void* rows[kStepKeys];
+      bool whole = finite;
+      for (int k = 0; k < kStepKeys; ++k) {
+        whole = whole && has(first + k);
+        if (whole) rows[k] = row(a_.tensors->v, a_.problem->v, first + k);
+      }
+      if (whole) {
+        write_step<T, true>(step, rows, largest);
+        continue;
+      }
+      for (int k = 0; k < kStepKeys; ++k) {
+        rows[k] = has(first + k) ? rows_ + k * width : zeros;
+        if (has(first + k)) load_value(first + k, rows_ + k * width);
+      }
+      write_step<DType::f32, false>(step, rows, largest);
+    }
+    return Rows<V>::is_finite(V::as_f32(largest));
+  }
+
+  // All channels of kSteps steps.
+  template <DType T, bool kCentre>
+  [[gnu::always_inline]] void write_step(int step, const void* const (&rows)[kStepKeys], I32& largest) const {
+    auto* to = reinterpret_cast<uint32_t*>(head_.values + a_.block * sizes_.value_block_bytes);
+    const int width = sizes_.value_width, dim = static_cast<int>(a_.problem->dim_v);
+    for (int first = 0; first < width; first += kGroupChannels, to += kBlockKeys / kPerStep * kGroupChannels) {
+      const int count = width - first < kGroupChannels ? width - first : kGroupChannels;
+      uint32_t* words = to + step * count;
+      for (int c = first; c < first + count; c += 16, words += 16) {
+        if (c + 16 <= dim)
+          write_words<kCentre>(
+              c, words, count,
+              largest, [&](int k) __attribute__((always_inline)) { return Rows<V>::load(rows[k], T, c); });
+        else
+          write_words<kCentre>(
+              c, words, count,
+              largest, [&](int k) __attribute__((always_inline)) { return Rows<V>::load_end(rows[k], T, c, dim); });
+      }
+    }
+  }
+
+  // 16 channels; load(k): of key k.
+  template <bool kCentre, class Load>
+  [[gnu::always_inline]] void write_words(int c, uint32_t* to, int step_words, I32& largest, Load&& load) const {
+    I32 words[kSteps];
+    unroll<kSteps>([&](auto s) __attribute__((always_inline)) {
+      F32 x[kPerStep];
+      unroll<kPerStep>([&](auto k) __attribute__((always_inline)) {
+        x[k] = centre<kCentre>(load(s * kPerStep + k), head_.value_mean + c);
+        if constexpr (!S::kFixedPoint) largest = V::max_i32(largest, V::as_i32(V::abs(x[k])));
+      });
+      words[s] = value_word(x, inverse_ + c);
+    });
+    if constexpr (kSteps == 2) V::interleave(words[0], words[1]);
+    unroll<kSteps>([&](auto s) __attribute__((always_inline)) { V::store_i32(to + s * step_words, words[s]); });
+  }
+
+  // One step of 16 channels: 4 bytes each, of one key after the other.
+  [[gnu::always_inline]] static I32 value_word(const F32 (&x)[kPerStep], const float* inverses) {
+    if constexpr (S::kPv == Element::f32) {
+      return V::as_i32(x[0]);
+    } else if constexpr (S::kPv == Element::bf16) {
+      return bf16_pair(x[0], x[1]);
+    } else {
+      const F32 inverse = V::load(inverses);
+      if constexpr (S::kPv == Element::i8w)
+        return V::or_i32(V::and_i32(to_code(x[0], inverse), V::set_i32(0xffff)),
+                         V::template shift_left<16>(to_code(x[1], inverse)));
+      else
+        return V::or_i32(V::or_i32(code(x[0], inverse), V::template shift_left<8>(code(x[1], inverse))),
+                         V::or_i32(V::template shift_left<16>(code(x[2], inverse)),
+                                   V::template shift_left<24>(code(x[3], inverse))));
+    }
+  }
+
+  static I32 to_code(F32 x, F32 inverse) { return V::to_i32(V::mul(x, inverse)); }
+  static I32 code(F32 x, F32 inverse) {
+    const I32 c = to_code(x, inverse);
+    return V::and_i32(V::kUnsignedValues ? V::add_i32(c, V::set_i32(128)) : c, V::set_i32(255));
+  }
+
+  float* const inverse_;
+  float* const rows_;
+};
+
+}  // namespace clary
