@@ -20,7 +20,8 @@ struct Joined<KernelList<A...>, KernelList<B...>> {
 template <Element kQk, Element kPv, int kDim>
 using Mma = MmaConfig<kQk, kPv, kDim, mma_strips(kDim), mma_keys(kPv, kDim)>;
 template <Element kQk, Element kPv>
-using MmaDims = KernelList<Mma<kQk, kPv, 64>, Mma<kQk, kPv, 128>, Mma<kQk, kPv, 256>>;
+using MmaDims =
+    KernelList<Mma<kQk, kPv, 64>, Mma<kQk, kPv, 96>, Mma<kQk, kPv, 128>, Mma<kQk, kPv, 192>, Mma<kQk, kPv, 256>>;
 
 // 16 bits, and INT8 with 16-bit P V: everywhere.
 using MmaCommon = Joined<Joined<MmaDims<Element::f16, Element::f16>, MmaDims<Element::bf16, Element::bf16>>::Type,
@@ -33,11 +34,13 @@ using KernelsSm89 = Joined<Joined<MmaCommon, MmaFp8>::Type, MmaDims<Element::s4,
 // exponentials at dim 64 are integer arithmetic: the special function unit would be the bound. At dim 128 it is no more
 // so than the tensor core, and registers are scarce.
 template <Element kQk, Element kPv>
-using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6, 4>, WgmmaConfig<kQk, kPv, 128, 128, 4>,
+using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6, 4>, WgmmaConfig<kQk, kPv, 96, 128, 6, 6>,
+                          WgmmaConfig<kQk, kPv, 128, 128, 4>, WgmmaConfig<kQk, kPv, 192, 128, 4>,
                           WgmmaConfig<kQk, kPv, 256, 128, 3>>;
 template <Element kQk, Element kPv>
-using Wgmma16 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 4>, WgmmaConfig<kQk, kPv, 128, 128, 2>,
-                           WgmmaConfig<kQk, kPv, 256, 64, 2>>;
+using Wgmma16 =
+    KernelList<WgmmaConfig<kQk, kPv, 64, 128, 4>, WgmmaConfig<kQk, kPv, 96, 128, 4>, WgmmaConfig<kQk, kPv, 128, 128, 2>,
+               WgmmaConfig<kQk, kPv, 192, 64, 3>, WgmmaConfig<kQk, kPv, 256, 64, 2>>;
 using WgmmaAll = Joined<Joined<Wgmma8<Element::s8, Element::e4m3>, Wgmma16<Element::f16, Element::f16>>::Type,
                         Wgmma16<Element::bf16, Element::bf16>>::Type;
 using KernelsSm90 = Joined<WgmmaAll, MmaDims<Element::s8, Element::f16>>::Type;
