@@ -82,7 +82,7 @@ TEST(CudaAttention, EveryInstance) {
   for (const std::string& arch : kEveryArch)
     for (const char* precision :
          {"f16 exact", "bf16 exact", "f32 precision=bf16", "f16 int8_f16", "bf16 int8", "bf16 int4"})
-      for (const int dim : {64, 96, 128, 192, 256})
+      for (const int dim : {32, 64, 96, 128, 192, 256})
         EXPECT_TRUE(emulated_runs_right(
             arch, parse("hq2 hkv1 lq140 lk400 d" + std::to_string(dim) + " sinks causal=230 " + precision)));
 }

@@ -13,6 +13,7 @@
 // Registers per thread, of 255 (two blocks of 128 threads share an SM's 65536):
 //
 //     dim   strips   O    scores   P e4m3 / 16-bit   T    rows and scales
+//      32     2      32     64         16 / 32       16         20
 //      64     2      64     64         16 / 32       16         20
 //      96     2      96     64         16 / 32       16         20
 //     128     2     128     64         16 / 32       16         20          what is left is for addresses

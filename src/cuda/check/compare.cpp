@@ -137,7 +137,7 @@ int compare(int* done) {
   int wrong = 0;
   for (const char* precision : {"bf16 exact", "f16 exact", "bf16 int8", "bf16 int4", "f16 int8_f16"})
     for (const char* shape : {"lq128 lk128", "lq128 lk512", "lq300 lk700 causal", "lq70 lk300 mask=bool:0.5"})
-      for (const char* dim : {"d64", "d96", "d128", "d192", "d256"}) {
+      for (const char* dim : {"d32", "d64", "d96", "d128", "d192", "d256"}) {
         const std::string line = std::string("hq2 hkv1 ") + shape + ' ' + dim + ' ' + precision;
         const support::Problem p = support::parse_problem(line);
         Both both(p);

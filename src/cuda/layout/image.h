@@ -23,7 +23,7 @@ namespace clary::cuda {
 // Every matrix instruction used here consumes 32 bytes along k: 32 x 8 bits, 64 x 4 bits or 16 x 16 bits.
 inline constexpr int kStepBytes = 32;
 
-// A row of Q or K: whole steps. (Of the dims there are, INT4 at 96 alone has a half step of zeros.)
+// A row of Q or K: whole steps. (Of the dims there are, INT4 at 32 and 96 has a half step of zeros.)
 CLARY_ANYWHERE int qk_row_bytes(Element e, int dim) {
   return static_cast<int>(ceil_div(dim * bits_of(e), 8 * kStepBytes)) * kStepBytes;
 }
