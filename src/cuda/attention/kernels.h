@@ -31,8 +31,8 @@ using MmaFp8 = MmaDims<Element::s8, Element::e4m3>;
 using KernelsSm80 = Joined<MmaCommon, MmaDims<Element::s4, Element::f16>>::Type;
 using KernelsSm89 = Joined<Joined<MmaCommon, MmaFp8>::Type, MmaDims<Element::s4, Element::e4m3>>::Type;
 // sm_90: wgmma with as many stages as shared memory holds, up to six; INT8 with 16-bit P V by mma.sync. Half of the
-// exponentials at dim 64 are integer arithmetic: the special function unit would be the bound. At dim 128 it is no more
-// so than the tensor core, and registers are scarce. Dim 32 runs on 64: softmax is the bound of both.
+// exponentials at dim 64, a quarter at 96, are integer arithmetic: the special function unit would be the bound. At 128
+// it is no more so than the tensor core, and registers are scarce. Dim 32 runs on 64: softmax is the bound of both.
 template <Element kQk, Element kPv>
 using Wgmma8 = KernelList<WgmmaConfig<kQk, kPv, 64, 128, 6, 4>, WgmmaConfig<kQk, kPv, 96, 128, 6, 6>,
                           WgmmaConfig<kQk, kPv, 128, 128, 4>, WgmmaConfig<kQk, kPv, 192, 128, 4>,
