@@ -21,7 +21,8 @@ struct Instance {
 };
 
 // Strips of 16 rows per warp, and keys per tile. 255 registers and 99 KB of shared memory bound both:
-// dims 192 and 256 have one strip (up to 128 registers of O), and tiles of 32 keys where V^T has 16 bits (32 KB per 64 keys).
+// dims 192 and 256 have one strip (up to 128 registers of O), and tiles of 32 keys where V^T has 16 bits (up to 32 KB
+// per 64 keys).
 CLARY_ANYWHERE int mma_strips(int dim) { return dim <= 128 ? 2 : 1; }
 CLARY_ANYWHERE int mma_keys(Element pv, int dim) { return dim > 128 && bits_of(pv) == 16 ? 32 : 64; }
 

@@ -12,8 +12,8 @@
 //     issue S = Q K_i | issue P V_i-1 | wait for S | softmax of S | wait for P V | O = alpha O + T | round P
 //
 // Registers per consumer thread, of 240: S keys / 2, P keys / 8 (e4m3) or / 4, O dim / 2, T as O where P is e4m3
-// (FP8 tensor cores keep few bits of a sum, so each tile starts at zero, see mma_attention.h). At dim 256 T cannot
-// live beside S, nor at dim 192: there, P V comes in two halves of the channels after the softmax, and only the turns overlap.
+// (FP8 tensor cores keep few bits of a sum, so each tile starts at zero, see mma_attention.h). At dims 192 and 256
+// T cannot live beside S: there, P V comes in two halves of the channels after the softmax, and only the turns overlap.
 //
 //     kernel              S    P    O    T   sum
 //     INT8 + FP8, 64     64   16   32   36   148

@@ -1,8 +1,8 @@
 // First launch: per channel, the sum of K (and of Q for INT4), and the sum and extremes of V.
 //
 // grid (chunks, sequences x heads, role: 0 K, 1 V, 2 Q), 256 threads. Each thread sums 8 channels over every
-// 32nd, 16th or 8th token of its chunk (RowLanes); the block adds up in shared memory, in a fixed order. Reads K and V once: the
-// kernel is bound by memory. Numbers that are not finite are left out: any vector may be subtracted.
+// 32nd, 16th or 8th token of its chunk (RowLanes); the block adds up in shared memory, in a fixed order. Reads K and V
+// once: the kernel is bound by memory. Numbers that are not finite are left out: any vector may be subtracted.
 #pragma once
 
 #include "cuda/quantise/elements.h"
