@@ -5,7 +5,7 @@
 
 namespace clary::cuda {
 
-// 8, 16 or 32 neighbouring lanes of a warp share a row. At dims 32, 96 and 192 some lie beyond its end: these see zeros,
+// 8, 16 or 32 neighbouring lanes of a warp share a row. At dims 32, 96 and 192 some lie beyond its end: they see zeros
 // and store what rounds the row of an image up to whole steps.
 struct RowLanes {
   int lanes, lane, row, rows;  // rows: per pass of the block
