@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -19,26 +20,46 @@ constexpr uint64_t kShards = 4;
 // The emulator runs a few problems per second; the CPU tests run hundreds.
 constexpr uint64_t kShare = 25;
 
+std::vector<Problem> mixed_problems(const std::string& arch, uint64_t shard) {
+  const uint64_t seed = environment_or("CLARY_TEST_SEED", 20261);
+  const uint64_t count = environment_or("CLARY_TEST_PROBLEMS", 4000) / (kShare * kShards) + 1;
+  RandomProblems random(seed * kShards + shard + 1000 * static_cast<uint64_t>(arch.size() + arch.back() * 8));
+  std::vector<Problem> problems;
+  for (uint64_t n = 0; n < count; ++n) {
+    Problem p = random.next();
+    if (p.dtype == DType::f32 && p.precision == CLARY_EXACT) p.dtype = DType::bf16;
+    if (n % 16 == 0) p.dim_v = static_cast<int64_t>(193 + random.below(64));  // rare, for the CPU's sake
+    problems.push_back(p);
+  }
+  return problems;
+}
+
+const std::string kEveryArch[] = {"sm80", "sm89", "sm90", "sm100", "sm120"};
+
 class CudaMixed : public testing::TestWithParam<std::tuple<std::string, uint64_t>> {};
 
 std::string name_of_mixed(const testing::TestParamInfo<std::tuple<std::string, uint64_t>>& info) {
   return std::get<0>(info.param) + "_" + std::to_string(std::get<1>(info.param));
 }
 INSTANTIATE_TEST_SUITE_P(Architectures, CudaMixed,
-                         testing::Combine(testing::Values("sm80", "sm89", "sm90", "sm100", "sm120"),
-                                          testing::Range(uint64_t{0}, kShards)),
+                         testing::Combine(testing::ValuesIn(kEveryArch), testing::Range(uint64_t{0}, kShards)),
                          name_of_mixed);
 
 // All features at random.
 TEST_P(CudaMixed, ProblemsAgreeWithFloat64) {
   const auto& [arch, shard] = GetParam();
-  const uint64_t seed = environment_or("CLARY_TEST_SEED", 20261);
-  const uint64_t count = environment_or("CLARY_TEST_PROBLEMS", 4000) / (kShare * kShards) + 1;
-  RandomProblems problems(seed * kShards + shard + 1000 * static_cast<uint64_t>(arch.size() + arch.back() * 8));
-  for (uint64_t n = 0; n < count; ++n) {
-    Problem p = problems.next();
-    if (p.dtype == DType::f32 && p.precision == CLARY_EXACT) p.dtype = DType::bf16;
-    EXPECT_TRUE(emulated_runs_right(arch, p));
+  for (const Problem& p : mixed_problems(arch, shard)) EXPECT_TRUE(emulated_runs_right(arch, p));
+}
+
+// The draw above has problems for the instances of every head dim, on every list.
+TEST(CudaMixedProblems, ReachEveryHeadDim) {
+  for (const std::string& arch : kEveryArch) {
+    std::map<int, int> reached;
+    for (const EmulatedKernel& kernel : emulated_kernels(arch)) reached[kernel.instance.dim] = 0;
+    for (uint64_t shard = 0; shard < kShards; ++shard)
+      for (const Problem& p : mixed_problems(arch, shard))
+        ++reached.lower_bound(static_cast<int>(std::max(p.dim_qk, p.dim_v)))->second;
+    for (const auto& [dim, count] : reached) EXPECT_GT(count, 0) << arch << ' ' << dim;
   }
 }
 
@@ -57,12 +78,12 @@ TEST(CudaAttention, LengthsAtTheEdgesOfTiles) {
 }
 
 TEST(CudaAttention, EveryInstance) {
-  for (const char* arch : {"sm80", "sm89", "sm90", "sm100", "sm120"})
+  for (const std::string& arch : kEveryArch)
     for (const char* precision :
          {"f16 exact", "bf16 exact", "f32 precision=bf16", "f16 int8_f16", "bf16 int8", "bf16 int4"})
-      for (const int dim : {64, 128, 256})
+      for (const int dim : {32, 64, 96, 128, 192, 256})
         EXPECT_TRUE(emulated_runs_right(
-            arch, parse("hq2 hkv1 lq140 lk400 d" + std::to_string(dim) + " sinks causal=230 " + precision)));
+            arch, parse("hq2 hkv1 lq140 lk300 d" + std::to_string(dim) + " sinks causal=260 " + precision)));
 }
 
 TEST(CudaAttention, RowsThatSeeNothing) {

@@ -17,7 +17,7 @@ namespace clary::cuda {
 namespace {
 
 TEST(CudaLayout, ImagesHoldEveryByteOnce) {
-  for (const int row_bytes : {32, 64, 128, 256, 512})
+  for (const int row_bytes : {32, 64, 96, 128, 192, 256, 384, 512})
     for (const int rows : {32, 64, 128, 256}) {
       std::vector<int> hits(static_cast<size_t>(rows * row_bytes));
       for (int row = 0; row < rows; ++row)
@@ -36,7 +36,7 @@ size_t banks(int first_row, int byte, const Offset& offset) {
 }
 
 TEST(CudaLayout, MatricesAreReadWithoutBankConflicts) {
-  for (const int row_bytes : {32, 64, 128, 256, 512})
+  for (const int row_bytes : {32, 64, 96, 128, 192, 256, 384, 512})
     for (int byte = 0; byte < row_bytes; byte += 16)
       for (int row = 0; row < 64; row += 8) {
         EXPECT_EQ(banks(row, byte, [&](int r, int b) { return image_offset(64, row_bytes, r, b); }), 32u) << row_bytes;
@@ -60,6 +60,9 @@ TEST(CudaLayout, MatrixAddressesAreThoseOfTheImage) {
   using std::integral_constant;
   check(integral_constant<int, 64>(), integral_constant<int, 32>());
   check(integral_constant<int, 64>(), integral_constant<int, 64>());
+  check(integral_constant<int, 128>(), integral_constant<int, 96>());
+  check(integral_constant<int, 64>(), integral_constant<int, 192>());
+  check(integral_constant<int, 32>(), integral_constant<int, 384>());
   check(integral_constant<int, 128>(), integral_constant<int, 128>());
   check(integral_constant<int, 64>(), integral_constant<int, 256>());
   check(integral_constant<int, 32>(), integral_constant<int, 512>());
@@ -91,6 +94,14 @@ TEST(CudaLayout, LdmatrixAddressesGiveTheOperands) {
     }
 }
 
+TEST(CudaLayout, RowsAreWholeSteps) {
+  for (const Element e : {Element::s8, Element::s4, Element::f16, Element::bf16})
+    for (const int dim : {32, 64, 96, 128, 192, 256}) {
+      EXPECT_EQ(qk_row_bytes(e, dim) % kStepBytes, 0);
+      EXPECT_EQ(qk_row_bytes(e, dim) - dim * bits_of(e) / 8, e == Element::s4 && dim % 64 != 0 ? 16 : 0);
+    }
+}
+
 // P of key j of a row must meet V of key j: the k slot at which an A operand holds it is the slot where V^T has it.
 TEST(CudaLayout, ProbabilitiesMeetTheirValues) {
   for (const Element p : {Element::e4m3, Element::f16, Element::bf16}) {
@@ -118,13 +129,20 @@ TEST(CudaLayout, AThreadHasOneScaleOfK) {
       for (int i = 0; i < 4; ++i) EXPECT_EQ(group_of_key(8 * tile + acc_column(lane, i)), lane % 4);
 }
 
-TEST(CudaLayout, DescriptorStepsFollowTheImage) {
-  for (const int row_bytes : {64, 128, 256, 512})
-    for (int step = 0; step < row_bytes / kStepBytes; ++step) {
-      const int width = panel_bytes(row_bytes), byte = step * kStepBytes;
-      EXPECT_EQ(descriptor_step(128, row_bytes, step) * 16,
-                static_cast<uint32_t>(byte / width * 128 * width + byte % width));
-    }
+// wgmma finds row r of a step at the descriptor's address + r / 8 strides + r % 8 rows of the swizzle, and exchanges
+// chunks of 16 bytes by the address bits from 7 on.
+TEST(CudaLayout, DescriptorsFindTheImage) {
+  for (const int row_bytes : {64, 96, 128, 192, 256, 384, 512})
+    for (int step = 0; step < row_bytes / kStepBytes; ++step)
+      for (int row = 0; row < 128; ++row)
+        for (const int byte : {0, 16}) {
+          const uint32_t high = descriptor_high(row_bytes), r = static_cast<uint32_t>(row);
+          const uint32_t width = 256u >> (high >> 30), stride = (high & 0x3fff) * 16;
+          const uint32_t low = descriptor_low(0) + descriptor_step(128, row_bytes, step);
+          uint32_t at = (low & 0x3fff) * 16 + r / 8 * stride + r % 8 * width + static_cast<uint32_t>(byte);
+          at ^= (at / 128 % (width / 16)) * 16;
+          ASSERT_EQ(at, image_offset(128, row_bytes, row, step * kStepBytes + byte)) << row_bytes << ' ' << row;
+        }
   EXPECT_EQ(descriptor_low(0x12340) & 0x3fff, 0x1234u);
 }
 
@@ -223,7 +241,8 @@ TEST(CudaInstances, AreWithinTheirArchitecture) {
       EXPECT_LE(i.tile_keys, kMostTileKeys);
     }
     for (const Element e : {Element::f16, Element::bf16, Element::s8})
-      for (const int dim : {64, 128, 256}) EXPECT_TRUE(kinds.contains({e, e == Element::s8 ? Element::f16 : e, dim}));
+      for (const int dim : {64, 96, 128, 192, 256})
+        EXPECT_TRUE(kinds.contains({e, e == Element::s8 ? Element::f16 : e, dim}));
   }
 }
 

@@ -26,11 +26,20 @@ namespace clary::cuda {
   "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
   "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
   "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67}"
+#define CLARY_REGISTERS_48                                                                      \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24," \
+  "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47}"
+#define CLARY_REGISTERS_52                                                                       \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"  \
+  "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+  "%48,%49,%50,%51}"
 #define CLARY_TILE(c, n) c(d[n][0]), c(d[n][1]), c(d[n][2]), c(d[n][3])
 #define CLARY_TILES_4(c, n) CLARY_TILE(c, n), CLARY_TILE(c, n + 1), CLARY_TILE(c, n + 2), CLARY_TILE(c, n + 3)
 #define CLARY_OPERANDS_32(c) CLARY_TILES_4(c, 0), CLARY_TILES_4(c, 4)
 #define CLARY_OPERANDS_64(c) CLARY_OPERANDS_32(c), CLARY_TILES_4(c, 8), CLARY_TILES_4(c, 12)
 #define CLARY_OPERANDS_36(c) CLARY_OPERANDS_32(c), CLARY_TILE(c, 8)
+#define CLARY_OPERANDS_48(c) CLARY_OPERANDS_32(c), CLARY_TILES_4(c, 8)
+#define CLARY_OPERANDS_52(c) CLARY_OPERANDS_48(c), CLARY_TILE(c, 12)
 #define CLARY_OPERANDS_68(c) CLARY_OPERANDS_64(c), CLARY_TILE(c, 16)
 // One instruction. first, second: numbers of the operands after the accumulators.
 #define CLARY_WGMMA_SS(count, constraint, shape, a, b, high_a, high_b, go, tail)                           \
@@ -70,13 +79,15 @@ struct WgmmaOps {
       CLARY_WGMMA_SS(32, "+f", "m64n64k16.f32.bf16.bf16", "32", "33", "34", "35", "36", ", 1, 1, 0, 0");
   }
 
-  // d = P B (+ d). 72 and 136 columns: a block of ones beside V.
+  // d = P B (+ d). 72, 104 and 136 columns: a block of ones beside V.
   template <Element E, int kColumns, uint32_t kHighB>
   static __device__ __forceinline__ void product_rs(float (*d)[4], const uint32_t (&a)[4], uint32_t b_low,
                                                     int accumulate) {
     static_assert(!is_integer(E));
     if constexpr (kColumns == 136)
       CLARY_WGMMA_RS(68, "m64n136k32.f32.e4m3.e4m3", "68", "69", "70", "71", "72", "73", "74", ", 1, 1");
+    else if constexpr (kColumns == 104)
+      CLARY_WGMMA_RS(52, "m64n104k32.f32.e4m3.e4m3", "52", "53", "54", "55", "56", "57", "58", ", 1, 1");
     else if constexpr (kColumns == 72)
       CLARY_WGMMA_RS(36, "m64n72k32.f32.e4m3.e4m3", "36", "37", "38", "39", "40", "41", "42", ", 1, 1");
     else if constexpr (kColumns == 128 && E == Element::e4m3)
@@ -85,6 +96,12 @@ struct WgmmaOps {
       CLARY_WGMMA_RS(64, "m64n128k16.f32.f16.f16", "64", "65", "66", "67", "68", "69", "70", ", 1, 1, 0");
     else if constexpr (kColumns == 128)
       CLARY_WGMMA_RS(64, "m64n128k16.f32.bf16.bf16", "64", "65", "66", "67", "68", "69", "70", ", 1, 1, 0");
+    else if constexpr (kColumns == 96 && E == Element::e4m3)
+      CLARY_WGMMA_RS(48, "m64n96k32.f32.e4m3.e4m3", "48", "49", "50", "51", "52", "53", "54", ", 1, 1");
+    else if constexpr (kColumns == 96 && E == Element::f16)
+      CLARY_WGMMA_RS(48, "m64n96k16.f32.f16.f16", "48", "49", "50", "51", "52", "53", "54", ", 1, 1, 0");
+    else if constexpr (kColumns == 96)
+      CLARY_WGMMA_RS(48, "m64n96k16.f32.bf16.bf16", "48", "49", "50", "51", "52", "53", "54", ", 1, 1, 0");
     else if constexpr (E == Element::e4m3)
       CLARY_WGMMA_RS(32, "m64n64k32.f32.e4m3.e4m3", "32", "33", "34", "35", "36", "37", "38", ", 1, 1");
     else if constexpr (E == Element::f16)
@@ -129,12 +146,16 @@ struct WgmmaOps {
 #undef CLARY_WGMMA_RS
 #undef CLARY_WGMMA_SS
 #undef CLARY_OPERANDS_68
+#undef CLARY_OPERANDS_52
+#undef CLARY_OPERANDS_48
 #undef CLARY_OPERANDS_36
 #undef CLARY_OPERANDS_64
 #undef CLARY_OPERANDS_32
 #undef CLARY_TILES_4
 #undef CLARY_TILE
 #undef CLARY_REGISTERS_68
+#undef CLARY_REGISTERS_52
+#undef CLARY_REGISTERS_48
 #undef CLARY_REGISTERS_36
 #undef CLARY_REGISTERS_64
 #undef CLARY_REGISTERS_32

@@ -1,8 +1,8 @@
 // The attention kernels there are: (operand types, padded head dim, shape of the block).
 //
-// A head dim is served by the next larger instance; the padding is zeros. Three dims keep the compile time of four
-// architectures within minutes. What is lost is at most a half (dim 65 on 128), a quarter at 96 and 192, and nothing at
-// 64, 128 and 256.
+// A head dim is served by the next larger instance; the padding is zeros. Six dims (by wgmma five, from 64 on) keep the
+// compile time of all architectures within minutes. What is lost is at most half of the products below 64 (dim 33), a
+// third above (dim 65 on 96, 129 on 192), and nothing at the dims themselves.
 //
 // Everything else (masks, causality, softcap, GQA, varlen, types of the output) is a branch at run time that full tiles
 // do not take, so it costs no instance.
@@ -21,7 +21,8 @@ struct Instance {
 };
 
 // Strips of 16 rows per warp, and keys per tile. 255 registers and 99 KB of shared memory bound both:
-// dim 256 has one strip (128 registers of O), and tiles of 32 keys where V^T has 16 bits (32 KB per 64 keys).
+// dims 192 and 256 have one strip (up to 128 registers of O), and tiles of 32 keys where V^T has 16 bits (up to 32 KB
+// per 64 keys).
 CLARY_ANYWHERE int mma_strips(int dim) { return dim <= 128 ? 2 : 1; }
 CLARY_ANYWHERE int mma_keys(Element pv, int dim) { return dim > 128 && bits_of(pv) == 16 ? 32 : 64; }
 

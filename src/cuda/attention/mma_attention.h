@@ -13,8 +13,11 @@
 // Registers per thread, of 255 (two blocks of 128 threads share an SM's 65536):
 //
 //     dim   strips   O    scores   P e4m3 / 16-bit   T    rows and scales
+//      32     2      32     64         16 / 32       16         20
 //      64     2      64     64         16 / 32       16         20
+//      96     2      96     64         16 / 32       16         20
 //     128     2     128     64         16 / 32       16         20          what is left is for addresses
+//     192     1      96     32, 16      8 / 8         8         10
 //     256     1     128     32, 16      8 / 8         8         10
 //
 // Scores and T are never alive together: T belongs to P V, which begins when P is packed.
@@ -46,7 +49,7 @@ struct MmaConfig {
   static constexpr Element kQk = kQk_, kPv = kPv_;
   static constexpr int kDim = kDim_, kStrips = kStrips_, kKeys = kKeys_;
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kStrips * kWarps;
-  static constexpr int kQkRowBytes = kDim * bits_of(kQk) / 8, kPvRowBytes = kKeys * bits_of(kPv) / 8;
+  static constexpr int kQkRowBytes = qk_row_bytes(kQk, kDim), kPvRowBytes = kKeys * bits_of(kPv) / 8;
   static constexpr int kQBytes = kRows * kQkRowBytes, kKBytes = kKeys * kQkRowBytes, kVBytes = kDim * kPvRowBytes;
   static constexpr int kStageBytes = kKBytes + kVBytes, kSharedBytes = kQBytes + 2 * kStageBytes;
   static_assert(kSharedBytes <= 99 * 1024, "the most that a block may have on sm_86, sm_89 and sm_120");

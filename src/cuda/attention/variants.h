@@ -26,8 +26,9 @@ using Variant16 = WgmmaConfig<Element::bf16, Element::bf16, kDim, kKeys, kStages
 // At dim 64, every share of integer exponentials; else one step from what ships (kernels.h).
 using VariantsSm90 =
     KernelList<Variant8<64, 6, 0>, Variant8<64, 6, 2>, Variant8<64, 6, 6>, Variant8<64, 6, 8>, Variant8<64, 2, 4>,
-               Variant8<64, 6, 4, false>, Variant8<128, 4, 6>, Variant8<128, 4, 4>, Variant8<128, 2, 8>,
-               Variant8<128, 4, 8, false>, Variant8<256, 2, 8>, Variant8<256, 3, 8, false>, Variant16<128, 128, 2>>;
+               Variant8<64, 6, 4, false>, Variant8<96, 6, 4>, Variant8<96, 6, 8>, Variant8<128, 4, 6>,
+               Variant8<128, 4, 4>, Variant8<128, 2, 8>, Variant8<128, 4, 8, false>, Variant8<256, 2, 8>,
+               Variant8<256, 3, 8, false>, Variant16<128, 128, 2>>;
 
 template <class... Configs>
 constexpr std::array<WgmmaKnobs, sizeof...(Configs)> knobs_of(KernelList<Configs...>) {

@@ -12,14 +12,17 @@
 //     issue S = Q K_i | issue P V_i-1 | wait for S | softmax of S | wait for P V | O = alpha O + T | round P
 //
 // Registers per consumer thread, of 240: S keys / 2, P keys / 8 (e4m3) or / 4, O dim / 2, T as O where P is e4m3
-// (FP8 tensor cores keep few bits of a sum, so each tile starts at zero, see mma_attention.h). At dim 256 T cannot
-// live beside S: there, P V comes in two halves of 128 channels after the softmax, and only the turns overlap.
+// (FP8 tensor cores keep few bits of a sum, so each tile starts at zero, see mma_attention.h). At dims 192 and 256
+// T cannot live beside S: there, P V comes in two halves of the channels after the softmax, and only the turns overlap.
 //
 //     kernel              S    P    O    T   sum
 //     INT8 + FP8, 64     64   16   32   36   148
+//     INT8 + FP8, 96     64   16   48   52   180
 //     INT8 + FP8, 128    64   16   64   68   212      the rest: rows, scales, descriptors (about 20)
-//     INT8 + FP8, 256    64   16  128   64   208      S is dead when T is born
+//     INT8 + FP8, 192    64   16   96   48   160      S is dead when T is born
+//     INT8 + FP8, 256    64   16  128   64   208      the same
 //     16-bit, 128        64   32   64    -   160
+//     16-bit, 192        32   16   96    -   144      64 keys
 //     16-bit, 256        32   16  128    -   176      64 keys
 //
 // A tile that needs masks is computed with nothing in flight: its code is large, and would otherwise cost the full
@@ -60,8 +63,8 @@ struct WgmmaConfig {
   // Eight columns of ones beside V: their products are the sums of the rounded P, which saves an addition per score and
   // fits the numerator better. Where P has 16 bits, and at dim 256, the tensor core has no time to spare.
   static constexpr bool kOnes = kTwoLevel && kOverlap;
-  static constexpr int kColumns = kDim < 128 ? kDim : 128, kParts = kDim / kColumns;  // of one product P V
-  static constexpr int kQkRowBytes = kDim * bits_of(kQk) / 8, kPvRowBytes = kKeys * bits_of(kPv) / 8;
+  static constexpr int kColumns = kDim <= 128 ? kDim : kDim / 2, kParts = kDim / kColumns;  // of one product P V
+  static constexpr int kQkRowBytes = qk_row_bytes(kQk, kDim), kPvRowBytes = kKeys * bits_of(kPv) / 8;
   static constexpr int kQBytes = kRows * kQkRowBytes, kKBytes = kKeys * kQkRowBytes, kVBytes = kDim * kPvRowBytes;
   static constexpr int kOnesBytes = kOnes ? 8 * kPvRowBytes : 0;
   static_assert(!kOnes || kPvRowBytes == 128, "the ones are to be the next rows of V's one panel");

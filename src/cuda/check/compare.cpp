@@ -97,8 +97,9 @@ bool quantisers_agree(Both& b) {
   const cuda::QuantiseParams &g = b.gpu.quantise, &e = b.emulated.quantise;
   const cuda::Geometry& s = g.shape;
   const int64_t rows = s.heads_q * s.query_tiles() * s.tile_rows, keys = s.heads_kv * s.key_tiles() * s.tile_keys;
-  bool right = same("packed Q", bytes_that_differ(g.q_image, e.q_image, rows * s.dim * bits_of(g.qk) / 8), 0.002);
-  right &= same("packed K", bytes_that_differ(g.k_image, e.k_image, keys * s.dim * bits_of(g.qk) / 8), 0.002);
+  const int64_t qk_row = cuda::qk_row_bytes(g.qk, s.dim);
+  bool right = same("packed Q", bytes_that_differ(g.q_image, e.q_image, rows * qk_row), 0.002);
+  right &= same("packed K", bytes_that_differ(g.k_image, e.k_image, keys * qk_row), 0.002);
   right &= same("packed V", bytes_that_differ(g.v_image, e.v_image, keys * s.dim * bits_of(g.pv) / 8), 0.002);
   right &= same("flags of keys", bytes_that_differ(g.bad_key, e.bad_key, keys), 0);
   right &= same("scales of V", floats_that_differ(g.v_scale, e.v_scale, s.sequences * s.heads_kv * s.dim), 1e-5);
@@ -136,7 +137,7 @@ int compare(int* done) {
   int wrong = 0;
   for (const char* precision : {"bf16 exact", "f16 exact", "bf16 int8", "bf16 int4", "f16 int8_f16"})
     for (const char* shape : {"lq128 lk128", "lq128 lk512", "lq300 lk700 causal", "lq70 lk300 mask=bool:0.5"})
-      for (const char* dim : {"d64", "d128", "d256"}) {
+      for (const char* dim : {"d32", "d64", "d96", "d128", "d192", "d256"}) {
         const std::string line = std::string("hq2 hkv1 ") + shape + ' ' + dim + ' ' + precision;
         const support::Problem p = support::parse_problem(line);
         Both both(p);

@@ -124,7 +124,7 @@ OutputParams output(const Problem& p, const Tensors& t) {
 void lay_out(const Geometry& g, const Instance& instance, Arena& arena, CudaPlan& plan) {
   QuantiseParams& q = plan.quantise;
   const int64_t query_tiles = g.heads_q * g.query_tiles(), key_tiles = g.heads_kv * g.key_tiles();
-  const int64_t qk_row = g.dim * bits_of(instance.qk) / 8, heads = int64_t{g.sequences} * g.heads_kv;
+  const int64_t qk_row = qk_row_bytes(instance.qk, g.dim), heads = int64_t{g.sequences} * g.heads_kv;
   q.q_image = arena.take<uint8_t>(query_tiles * g.tile_rows * qk_row);
   q.k_image = arena.take<uint8_t>(key_tiles * g.tile_keys * qk_row);
   q.v_image = arena.take<uint8_t>(key_tiles * g.tile_keys * g.dim * bits_of(instance.pv) / 8);

@@ -5,11 +5,17 @@
 
 namespace clary::cuda {
 
-// Rows are dim / 8 lanes wide: 8, 16 or 32 neighbouring lanes of a warp share a row.
+// 8, 16 or 32 neighbouring lanes of a warp share a row. At dims 32, 96 and 192 some lie beyond its end: they see zeros
+// and store what rounds the row of an image up to whole steps.
 struct RowLanes {
   int lanes, lane, row, rows;  // rows: per pass of the block
   CLARY_DEVICE RowLanes(int thread, int dim)
-      : lanes(dim / 8), lane(thread % lanes), row(thread / lanes), rows(kQuantiseThreads / lanes) {}
+      : lanes(dim <= 64    ? 8
+              : dim <= 128 ? 16
+                           : 32),
+        lane(thread % lanes),
+        row(thread / lanes),
+        rows(kQuantiseThreads / lanes) {}
 };
 
 CLARY_DEVICE const char* token(const InputParams& in, Type type, const Span& span, int64_t begin, int head,
@@ -68,6 +74,7 @@ CLARY_DEVICE uint32_t pair_of(float a, float b, Element e) {
 // Rounds and stores channels d .. d + 7 of row `row` of an image. Integers are already within their levels.
 template <class M>
 CLARY_DEVICE void store_8(uint8_t* image, int rows, int row_bytes, int row, int d, Element e, const float (&x)[8]) {
+  if (d * bits_of(e) / 8 >= row_bytes) return;
   uint8_t* const to = image + image_offset(rows, row_bytes, row, d * bits_of(e) / 8);
   if (!is_integer(e)) {
     Words words;

@@ -60,7 +60,7 @@ class PackQueries {
     float x[8] = {};
     if (row < span.len_q)
       load_8<M>(token(p.q, p.type, span, span.q_begin, head, row), p.type, p.q.vectors, d, g.dim_qk, x);
-    const int row_bytes = g.dim * bits_of(p.qk) / 8;
+    const int row_bytes = qk_row_bytes(p.qk, g.dim);
     uint8_t* const image = p.q_image + tile * g.tile_rows * row_bytes;
     const float sign = p.softmax_scale < 0 ? -1.0f : 1.0f;  // scales of rows are positive
     if (!smooths(p)) {
@@ -73,10 +73,11 @@ class PackQueries {
     int bad = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
+      if (d + i >= g.dim_qk) break;
       const uint32_t channel = 4 * static_cast<uint32_t>(d + i);
       dot = M::fma(x[i], M::from_bits(M::load_shared(at.k_mean + channel)), dot);
       bad |= !is_finite<M>(x[i]);
-      if (row < span.len_q && d + i < g.dim_qk) x[i] -= M::from_bits(M::load_shared(at.v_centre + channel));
+      if (row < span.len_q) x[i] -= M::from_bits(M::load_shared(at.v_centre + channel));
       largest = M::maximum(largest, magnitude<M>(x[i]));
     }
     for (int far = lanes.lanes / 2; far > 0; far /= 2) {
@@ -205,7 +206,7 @@ class PackKeys {
   static CLARY_DEVICE void pack_keys(const QuantiseParams& p, const Span& span, const Block& b, const PackShared& at) {
     const Geometry& g = p.shape;
     const RowLanes lanes(M::thread(), g.dim);
-    const int row_bytes = g.dim * bits_of(p.qk) / 8;
+    const int row_bytes = qk_row_bytes(p.qk, g.dim);
     uint8_t* const image = p.k_image + b.packed * g.tile_keys * row_bytes;
     for (int key = lanes.row; key < g.tile_keys; key += lanes.rows) {
       float x[8] = {};
@@ -233,7 +234,7 @@ class PackKeys {
     const Geometry& g = p.shape;
     const RowLanes lanes(M::thread(), g.dim);
     const int row_bytes = g.tile_keys * bits_of(p.pv) / 8, d = 8 * lanes.lane;
-    for (int quad = lanes.row; quad < g.tile_keys / 4; quad += lanes.rows) {
+    for (int quad = lanes.row; d < g.dim && quad < g.tile_keys / 4; quad += lanes.rows) {
       float x[4][8] = {};
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
@@ -283,7 +284,8 @@ class PackKeys {
         const bool bad = M::load_shared(at.bad + 4 * static_cast<uint32_t>(key)) != 0;
         if (b.first + key < span.len_k && !bad) load_key(p, span, b, key, 8 * lanes.lane, at, x);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) dot = M::fma(x[i], shared_float(at.v_centre, 8 * lanes.lane + i), dot);
+        for (int i = 0; i < 8; ++i)
+          if (8 * lanes.lane + i < g.dim_qk) dot = M::fma(x[i], shared_float(at.v_centre, 8 * lanes.lane + i), dot);
         for (int far = lanes.lanes / 2; far > 0; far /= 2) dot += M::shuffle_xor(dot, far);
         if (lanes.lane == 0)
           p.k_bias[(h * g.key_tiles() + in_head) * g.tile_keys + key] = dot * p.softmax_scale * kLog2E;

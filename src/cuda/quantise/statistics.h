@@ -1,8 +1,8 @@
 // First launch: per channel, the sum of K (and of Q for INT4), and the sum and extremes of V.
 //
 // grid (chunks, sequences x heads, role: 0 K, 1 V, 2 Q), 256 threads. Each thread sums 8 channels over every
-// 256 / (dim / 8)-th token of its chunk; the block adds up in shared memory, in a fixed order. Reads K and V once: the
-// kernel is bound by memory. Numbers that are not finite are left out: any vector may be subtracted.
+// 32nd, 16th or 8th token of its chunk (RowLanes); the block adds up in shared memory, in a fixed order. Reads K and V
+// once: the kernel is bound by memory. Numbers that are not finite are left out: any vector may be subtracted.
 #pragma once
 
 #include "cuda/quantise/elements.h"
@@ -55,8 +55,9 @@ class Statistics {
   // Over the rows of the block, one thread per channel.
   static CLARY_DEVICE void reduce(const QuantiseParams& p, int role, int64_t chunk, uint32_t shared, const Sums& sums) {
     const RowLanes lanes(M::thread(), p.shape.dim);
-    const uint32_t quantity = 4u * static_cast<uint32_t>(lanes.rows * p.shape.dim);
-    const uint32_t mine = shared + 4u * static_cast<uint32_t>(lanes.row * p.shape.dim + 8 * lanes.lane);
+    const int pitch = 8 * lanes.lanes;
+    const uint32_t quantity = 4u * static_cast<uint32_t>(lanes.rows * pitch);
+    const uint32_t mine = shared + 4u * static_cast<uint32_t>(lanes.row * pitch + 8 * lanes.lane);
 #pragma unroll
     for (uint32_t i = 0; i < 8; ++i) {
       M::store_shared(mine + 4 * i, M::bits(sums.sum[i]));
@@ -67,7 +68,7 @@ class Statistics {
     for (int d = M::thread(); d < p.shape.dim; d += kQuantiseThreads) {
       float sum = 0, least = __builtin_inff(), largest = -__builtin_inff();
       for (int row = 0; row < lanes.rows; ++row) {
-        const uint32_t at = shared + 4u * static_cast<uint32_t>(row * p.shape.dim + d);
+        const uint32_t at = shared + 4u * static_cast<uint32_t>(row * pitch + d);
         sum += M::from_bits(M::load_shared(at));
         least = -M::maximum(-least, -M::from_bits(M::load_shared(at + quantity)));
         largest = M::maximum(largest, M::from_bits(M::load_shared(at + 2 * quantity)));
