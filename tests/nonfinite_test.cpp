@@ -146,7 +146,7 @@ TEST_P(NonFinite, HugeFiniteMasksStayVisible) {
   // Judged without the LSE's magnitude, which would widen the bound of agrees() by 1e38.
   const Errors errors = output_errors(p, tensors, rows, exact);
   EXPECT_EQ(errors.mismatched_nonfinite, 0);
-  EXPECT_LE(errors.difference_norm, 2 * normal_gate(p.precision, isa()) * errors.spread_norm);
+  EXPECT_LE(errors.difference_norm, 2 * normal_gate(p, isa()) * errors.spread_norm);
   EXPECT_EQ(lse_errors(p, tensors, rows, exact).mismatched_nonfinite, 0);
   for (int64_t d = 0; d < 32; ++d) EXPECT_NEAR(tensors.out.at(0, 0, 5, d), tensors.v.at(0, 0, 299, d), 0.02);
 }

@@ -30,7 +30,7 @@ struct ItemState {
   // One unit.
   int16_t* s16 = nullptr;  // [2][16][256], packed order; fixed point
   float* s = nullptr;      // [16][256], natural order
-  uint8_t* p = nullptr;    // [16][256] of u8, u8 in words, or bf16
+  uint8_t* p = nullptr;    // [16][256] of u8, u8 in words, or bf16; of tiles see kernel/tiles/layout.h
   int32_t* raw = nullptr;  // [16][64] products on their way to the epilogue
   float* alpha = nullptr;  // [16] rescale O, and (fixed point) beta: scale of this block
   float* beta = nullptr;
@@ -67,7 +67,7 @@ struct ItemState {
   s.exact = arena.take<uint8_t>(rows);
   s.s16 = arena.take<int16_t>(2 * kUnitRows * kBlockKeys);
   s.s = arena.take<float>(kUnitRows * kBlockKeys);
-  s.p = arena.take<uint8_t>(kUnitRows * kBlockKeys * (sizes.tiles ? 4 : 2));
+  s.p = arena.take<uint8_t>(kUnitRows * kBlockKeys * (sizes.tiles ? 6 : 2));
   s.raw = arena.take<int32_t>(kUnitRows * kPanelKeys);
   s.alpha = arena.take<float>(kUnitRows);
   s.beta = arena.take<float>(kUnitRows);

@@ -9,12 +9,15 @@
 namespace clary {
 
 // i8w: INT8 codes as 16-bit words, for sets that have no dot product of bytes: widened once, when they are packed.
-enum class Element : uint8_t { f32, bf16, i8, i4, i8w };
+// i8t: INT8 values of the matrix engine, whose softmax has words of its own (kernel/tiles/layout.h).
+enum class Element : uint8_t { f32, bf16, i8, i4, i8w, i8t };
 
 template <Element QK, Element PV>
 struct Scheme {
   static constexpr Element kQk = QK, kPv = PV;
   static constexpr bool kIntegerQk = QK == Element::i8 || QK == Element::i4 || QK == Element::i8w;
+  // Values have a scale per channel and block, and P are bytes.
+  static constexpr bool kIntegerPv = PV == Element::i8 || PV == Element::i8w || PV == Element::i8t;
   // Softmax in 16-bit fixed point, 1/64 octave per unit; otherwise f32 and one octave per unit.
   static constexpr bool kFixedPoint = PV == Element::i8 || PV == Element::i8w;
   // 1/64 octave: +-512 octaves in 16 bits, and 64 table entries fit two registers.
@@ -40,13 +43,18 @@ template <class V>
 inline constexpr Element kInt8 = V::kBytesAsWords ? Element::i8w : Element::i8;
 template <class V>
 using Int8F16Scheme = Scheme<kInt8<V>, k16Bit<V>>;
-// The matrix engine multiplies P V in bf16: bytes would save a tenth of the time and cost half of the accuracy.
 template <class V>
-inline constexpr Element kProbabilities = V::kHasTiles ? Element::bf16 : kInt8<V>;
+using Int8Scheme = Scheme<kInt8<V>, V::kHasTiles ? Element::i8t : kInt8<V>>;
+// The matrix engine multiplies P V of INT4 keys in bf16: what bytes would save is little beside what the keys cost.
 template <class V>
-using Int8Scheme = Scheme<kInt8<V>, kProbabilities<V>>;
+using Int4Scheme = Scheme<Element::i4, V::kHasTiles ? Element::bf16 : kInt8<V>>;
+// Values per key up to which the matrix engine computes int8 with bf16 values, as int8_f16: there bytes gain 6 % and
+// cost half as much error again; at 128 they gain 15 % (docs/performance.md).
+inline constexpr int kFewValues = 64;
 template <class V>
-using Int4Scheme = Scheme<Element::i4, kProbabilities<V>>;
+constexpr bool int8_has_bf16_values(int64_t dim_v) {
+  return V::kHasTiles && dim_v <= kFewValues;
+}
 
 // Products of two rows by two steps at once: packed vectors of steps 2 t and 2 t + 1 are interleaved (V::interleave),
 // steps come in fours, and rows 2 p and 2 p + 1 lie in turns, two steps of each.

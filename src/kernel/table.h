@@ -14,6 +14,12 @@ void pack_block(const PackArgs& args) {
   Packer<V, S>(args).run();
 }
 
+template <class V>
+void pack_int8_block(const PackArgs& args) {
+  int8_has_bf16_values<V>(args.problem->dim_v) ? pack_block<V, Int8F16Scheme<V>>(args)
+                                               : pack_block<V, Int8Scheme<V>>(args);
+}
+
 template <class V, class S>
 void attend_item(const AttendArgs& args) {
   if constexpr (kUsesTiles<V, S>) {
@@ -35,6 +41,12 @@ void attend_item(const AttendArgs& args) {
 }
 
 template <class V>
+void attend_int8_item(const AttendArgs& args) {
+  int8_has_bf16_values<V>(args.problem->dim_v) ? attend_item<V, Int8F16Scheme<V>>(args)
+                                               : attend_item<V, Int8Scheme<V>>(args);
+}
+
+template <class V>
 void attend_directly(const AttendArgs& args) {
   switch (args.problem->dtype) {
     case DType::f32: return Direct<V, DType::f32>(args).run();
@@ -49,7 +61,9 @@ PackedSizes sizes_of(Precision precision, int dim_qk, int dim_v) {
     case Precision::exact: return packed_sizes<V, ExactScheme>(dim_qk, dim_v);
     case Precision::bf16: return packed_sizes<V, Bf16Scheme<V>>(dim_qk, dim_v);
     case Precision::int8_f16: return packed_sizes<V, Int8F16Scheme<V>>(dim_qk, dim_v);
-    case Precision::int8: return packed_sizes<V, Int8Scheme<V>>(dim_qk, dim_v);
+    case Precision::int8:
+      return int8_has_bf16_values<V>(dim_v) ? packed_sizes<V, Int8F16Scheme<V>>(dim_qk, dim_v)
+                                            : packed_sizes<V, Int8Scheme<V>>(dim_qk, dim_v);
     case Precision::int4: return packed_sizes<V, Int4Scheme<V>>(dim_qk, dim_v);
   }
   return {};
@@ -74,9 +88,9 @@ constexpr KernelTable make_table() {
           sizes_of<V>,
           channel_mean<V>,
           {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme<V>>, pack_block<V, Int8F16Scheme<V>>,
-           pack_block<V, Int8Scheme<V>>, pack_block<V, Int4Scheme<V>>},
+           pack_int8_block<V>, pack_block<V, Int4Scheme<V>>},
           {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme<V>>, attend_item<V, Int8F16Scheme<V>>,
-           attend_item<V, Int8Scheme<V>>, attend_item<V, Int4Scheme<V>>},
+           attend_int8_item<V>, attend_item<V, Int4Scheme<V>>},
           attend_directly<V>,
           merge_rows<V>,
           pack_scratch_bytes<V>,

@@ -13,7 +13,7 @@
 //   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 bf16 / 1 f32 keys,
 //                      or 2 INT8 in words: keys first_key_of_word_step() and the next
 //   in pairs (kInPairs)  steps 2t and 2t+1 of a lane side by side, in K and in V
-//   matrix engine      transposed: [32 channels][32 keys][2][16 channels][16 steps]
+//   matrix engine      transposed: [32 channels][16 steps of keys][2][16 channels][16 steps]
 //
 // Source of the smoothing and of the per-token scales: SageAttention2 (arXiv 2411.10958); of the asymmetric INT4 codes
 // with a least-squares range: docs/performance.md.
@@ -40,7 +40,7 @@ PackedSizes packed_sizes(int dim_qk, int dim_v) {
   sizes.value_block_bytes = int64_t{kBlockKeys} * sizes.value_width * 4 / elements_per_step(S::kPv);
   sizes.key_scales = S::kIntegerQk;
   sizes.key_zeros = nibbles;
-  sizes.value_scales = S::kFixedPoint;
+  sizes.value_scales = S::kIntegerPv;
   sizes.centred_values = S::kCentreValues;
   return sizes;
 }
@@ -57,11 +57,7 @@ class Packer : BlockPacker<V, S> {
 
   void run() {
     pack_keys();
-    if constexpr (kTiles) {
-      pack_value_tiles();
-    } else {
-      ValuePacker<V, S>(*this, scratch_.inverse, scratch_.rows).run();
-    }
+    ValuePacker<V, S>(*this, scratch_.inverse, scratch_.rows).run();
   }
 
   static size_t scratch_bytes(int dim_qk, int dim_v) {
@@ -90,7 +86,7 @@ class Packer : BlockPacker<V, S> {
   static Scratch lay_out(Arena& arena, int64_t dim_qk, int64_t dim_v) {
     return {arena.take<uint32_t>(kTileScaleKeys * round_up(dim_qk, 16)),
             arena.take<float>(kBlockKeys * round_up(dim_qk > dim_v ? dim_qk : dim_v, 32)),
-            arena.take<float>(round_up(dim_v, 16))};
+            arena.take<float>(round_up(dim_v, 32))};
   }
 
   void pack_keys() {
@@ -244,14 +240,18 @@ class Packer : BlockPacker<V, S> {
 
   // Hidden keys have no word: a block that has one goes another way.
   void write_bias_words() {
-    const F32 scale = V::set(kWordsPerOctave), magic = V::set(kMagic);
+    using Words = TileWords<S>;
+    const F32 scale = V::set(Words::kPerOctave), magic = V::set(kMagic);
     for (int64_t g = 0; g < bias_count(); ++g) {
       const float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       uint32_t* words = head_.bias_words + (g * head_.key_bias_stride + first_key_) / 2;
       for (int i = 0; i < kBlockKeys; i += 16) {
         alignas(64) uint32_t x[16];
         V::store_i32(x, V::as_i32(V::mul_add(V::load(bias + i), scale, magic)));
-        for (int k = 0; k < 16; k += 2) words[(i + k) / 2] = (x[k] & 0xffff) | x[k + 1] << 16;
+        for (int pair = 0; pair < 8; ++pair) {
+          const int key = Words::first_key(pair);
+          words[i / 2 + pair] = (x[key] & 0xffff) | x[key + Words::kPairDistance] << 16;
+        }
       }
     }
   }
@@ -384,27 +384,6 @@ class Packer : BlockPacker<V, S> {
       for (int s = 0; s < count; ++s) V::store_i32(to + (step + s) * kPanelKeys, x[s]);
     }
   }
-
-  void pack_value_tiles() {
-    const int padded = static_cast<int>(round_up(keys_, kPanelKeys));
-    for (int key = 0; key < padded; ++key) this->load_value(key, scratch_.rows + key * sizes_.value_width);
-    for (int c = 0; c < sizes_.value_width; c += 16) pack_value_tiles(c, padded);
-  }
-
-  // 16 channels of all keys of the block, as tiles of 32 keys.
-  void pack_value_tiles(int channel, int padded_keys) {
-    auto* to = reinterpret_cast<uint32_t*>(head_.values + a_.block * sizes_.value_block_bytes) +
-               int64_t{channel / 32 * (kBlockKeys / 32) * 2 + channel / 16 % 2} * kTileDwords;
-    for (int key = 0; key < padded_keys; key += 32, to += 2 * kTileDwords) {
-      I32 x[16];
-      for (int step = 0; step < 16; ++step)
-        x[step] = bf16_pair(scratch_.rows + (key + 2 * step) * sizes_.value_width + channel, sizes_.value_width);
-      V::transpose16(x);
-      for (int c = 0; c < 16; ++c) V::store_i32(to + c * 16, x[c]);
-    }
-  }
-
-  static I32 bf16_pair(const float* x, int width) { return Base::bf16_pair(V::load(x), V::load(x + width)); }
 
   Scratch scratch_;
   float* rows_of_keys_ = nullptr;  // of one packed vector: [16][width_]

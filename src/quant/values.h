@@ -1,7 +1,8 @@
-// The values of a block for the vector engine: the largest of each channel first, where codes need a scale, then step
-// by step, straight from V.
+// The values of a block. For the vector engine: the largest of each channel first, where codes need a scale, then step
+// by step, straight from V. For the matrix engine: all rows as floats, then tiles of 16 steps.
 #pragma once
 
+#include "kernel/tiles/layout.h"
 #include "quant/block.h"
 
 namespace clary {
@@ -9,12 +10,16 @@ namespace clary {
 template <class V, class S>
 class ValuePacker : BlockPacker<V, S> {
  public:
-  // inverse: [value_width]; rows: [9][value_width]
+  // inverse: [value_width]; rows: [9][value_width], on the matrix engine [256][value_width]
   ValuePacker(const BlockPacker<V, S>& block, float* inverse, float* rows)
       : Base(block), inverse_(inverse), rows_(rows) {}
 
   void run() {
-    with_dtype(a_.problem->dtype, [&](auto dtype) { this->template pack_values<dtype>(); });
+    if constexpr (kUsesTiles<V, S>) {
+      pack_tiles();
+    } else {
+      with_dtype(a_.problem->dtype, [&](auto dtype) { this->template pack_values<dtype>(); });
+    }
   }
 
  private:
@@ -29,7 +34,7 @@ class ValuePacker : BlockPacker<V, S> {
   template <DType T>
   void pack_values() {
     bool finite = true;
-    if constexpr (S::kFixedPoint) {
+    if constexpr (S::kIntegerPv) {
       const int64_t dim = a_.problem->dim_v;
       int c = 0;
       for (; c + kGroupChannels <= dim; c += kGroupChannels) finite &= find_scales<T, 4>(c);
@@ -76,6 +81,37 @@ class ValuePacker : BlockPacker<V, S> {
       set_scale(channel + n * 16, V::as_f32(largest[n]));
     });
     return finite;
+  }
+
+  void pack_tiles() {
+    const int padded = static_cast<int>(round_up(keys_, kPanelKeys)), width = sizes_.value_width;
+    for (int key = 0; key < padded; ++key) load_value(key, rows_ + key * width);
+    for (int c = 0; c < width; c += 16) {
+      if constexpr (S::kIntegerPv) {
+        F32 largest = V::zero();
+        for (int key = 0; key < padded; ++key) largest = V::max(largest, V::abs(V::load(rows_ + key * width + c)));
+        set_scale(c, largest);
+      }
+      pack_channel_tiles(c, padded);
+    }
+  }
+
+  // 16 channels of all keys of the block, as tiles of 16 steps of keys.
+  void pack_channel_tiles(int channel, int padded_keys) {
+    constexpr int kTileKeys = 16 * kPerStep;
+    auto* to = reinterpret_cast<uint32_t*>(head_.values + a_.block * sizes_.value_block_bytes) +
+               int64_t{channel / 32 * (kBlockKeys / kTileKeys) * 2 + channel / 16 % 2} * kTileDwords;
+    for (int key = 0; key < padded_keys; key += kTileKeys, to += 2 * kTileDwords) {
+      I32 words[16];
+      for (int step = 0; step < 16; ++step) {
+        F32 x[kPerStep];
+        for (int k = 0; k < kPerStep; ++k)
+          x[k] = V::load(rows_ + (key + step * kPerStep + k) * sizes_.value_width + channel);
+        words[step] = value_word(x, inverse_ + channel);
+      }
+      V::transpose16(words);
+      for (int c = 0; c < 16; ++c) V::store_i32(to + c * 16, words[c]);
+    }
   }
 
   void find_scales_of_finite() {
@@ -155,7 +191,7 @@ class ValuePacker : BlockPacker<V, S> {
       F32 x[kPerStep];
       unroll<kPerStep>([&](auto k) __attribute__((always_inline)) {
         x[k] = centre<kCentre>(load(s * kPerStep + k), head_.value_mean + c);
-        if constexpr (!S::kFixedPoint) largest = V::max_i32(largest, V::as_i32(V::abs(x[k])));
+        if constexpr (!S::kIntegerPv) largest = V::max_i32(largest, V::as_i32(V::abs(x[k])));
       });
       words[s] = value_word(x, inverse_ + c);
     });

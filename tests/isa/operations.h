@@ -295,6 +295,10 @@ void add_tile_words(Vocabulary& v) {
          [](In in, Out out) { A::put_i16(out, M::join_words(A::i32(in, 0), A::i32(in, 1))); }});
   v.add({"max_u16", kBits, kExact, 2, 64, binary_i16<M, M::max_u16>});
   v.add({"bf16_of_words", kBits, kExact, 1, 64, unary_i16<M, M::bf16_of_words>});
+  v.add({"sub_u16", kBits, kExact, 2, 64, binary_i16<M, M::sub_u16>});
+  v.add({"join_codes", kBits, kExact, 2, 64,
+         [](In in, Out out) { A::put_i32(out, M::join_codes(A::i16(in, 0), A::i16(in, 1))); }});
+  v.add({"exp2_codes", kBits, kExact, 1, 64, unary_i32<M, M::exp2_codes>});
 }
 
 // `multiply` on the tiles C, A, B of `in`, in registers that differ from call to call.
@@ -326,6 +330,8 @@ void add_tiles(Vocabulary& v) {
   v.add({"tile_load, tile_zero, tile_store", kBits, kExact, 128, 8192, run_registers<M, 0, 1, 2, 3, 4, 5, 6, 7>});
   v.add({"tile_dot4_ss", kSums, kExact, 48, 1024,
          [](In in, Out out) { run_product<M, 4, 0, 3>(in, out, [] { M::template tile_dot4_ss<4, 0, 3>(); }); }});
+  v.add({"tile_dot4_su", kSums, kExact, 48, 1024,
+         [](In in, Out out) { run_product<M, 7, 2, 1>(in, out, [] { M::template tile_dot4_su<7, 2, 1>(); }); }});
   v.add({"tile_dot2", kBf16Pairs, kNear, 48, 1024,
          [](In in, Out out) { run_product<M, 5, 6, 0>(in, out, [] { M::template tile_dot2<5, 6, 0>(); }); }});
 }

@@ -325,11 +325,11 @@ INSTANTIATE_TEST_SUITE_P(Isa, VocabularyTest, testing::ValuesIn(kSets),
 
 // ---- the reference's tiles against products written out
 
-int32_t byte_at(const uint8_t* tile, int row, int column) { return static_cast<int8_t>(tile[64 * row + column]); }
-
-TEST(EmulatedTiles, Bytes) {
+// B: the type of the second operand's bytes.
+template <class B>
+void expect_products_of_bytes(const char* name) {
   const Vocabulary reference = vocabulary_amx_emulated();
-  const Operation* operation = find(reference, "tile_dot4_ss");
+  const Operation* operation = find(reference, name);
   ASSERT_NE(operation, nullptr);
   Memory memory;
   Operands().fill(*operation, 0, memory.in + 4);
@@ -338,10 +338,14 @@ TEST(EmulatedTiles, Bytes) {
     for (int n = 0; n < 16; ++n) {
       int32_t sum;
       std::memcpy(&sum, c + 64 * m + 4 * n, 4);
-      for (int k = 0; k < 64; ++k) sum += byte_at(a, m, k) * byte_at(b, k / 4, 4 * n + k % 4);
+      for (int k = 0; k < 64; ++k)
+        sum += static_cast<int8_t>(a[64 * m + k]) * static_cast<B>(b[64 * (k / 4) + 4 * n + k % 4]);
       EXPECT_EQ(std::bit_cast<int32_t>(float_at(got, 16 * m + n)), sum) << m << ", " << n;
     }
 }
+
+TEST(EmulatedTiles, SignedBytes) { expect_products_of_bytes<int8_t>("tile_dot4_ss"); }
+TEST(EmulatedTiles, SignedByUnsignedBytes) { expect_products_of_bytes<uint8_t>("tile_dot4_su"); }
 
 TEST(EmulatedTiles, Bf16) {
   const Vocabulary reference = vocabulary_amx_emulated();

@@ -49,6 +49,10 @@ struct Amx : Avx512Bf16 {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
   template <int C, int A, int B>
+  static void tile_dot4_su() {
+    asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  template <int C, int A, int B>
   static void tile_dot2() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
@@ -61,6 +65,19 @@ struct Amx : Avx512Bf16 {
     return {_mm512_mask_shuffle_epi8(a, 0xccccccccccccccccu, b, halves)};
   }
   static I16 max_u16(I16 a, I16 b) { return {_mm512_max_epu16(a.v, b.v)}; }
+  static I16 sub_u16(I16 a, I16 b) { return {_mm512_subs_epu16(a.v, b.v)}; }
+  // Ten-bit words to bytes and into each other's gaps, both on port 5.
+  [[gnu::always_inline]] static I32 join_codes(I16 a, I16 b) {
+    const __m512i bits = _mm512_set1_epi64(0x3232222212120202);
+    return _mm512_mask_multishift_epi64_epi8(_mm512_multishift_epi64_epi8(bits, a.v), 0xaaaaaaaaaaaaaaaau, bits, b.v);
+  }
+  [[gnu::always_inline]] static I32 exp2_codes(I32 codes) {
+    const uint8_t* table = kByteTable.v.data();
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
+    const __m512i high =
+        _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), codes, _mm512_load_si512(table + 192));
+    return _mm512_mask_mov_epi8(low, _mm512_movepi8_mask(codes), high);
+  }
   [[gnu::always_inline]] static I16 bf16_of_words(I16 w) {
     const __m512i table = _mm512_load_si512(kMantissaTable.v.data());
     const __m512i excess = _mm512_maskz_permutexvar_epi8(0x5555555555555555u, _mm512_srli_epi16(w.v, 1), table);

@@ -46,7 +46,12 @@ struct AmxEmulated : Scalar {
   // Signed bytes by signed bytes; sums are exact modulo 2^32.
   template <int C, int A, int B>
   static void tile_dot4_ss() {
-    multiply_bytes(tile<C>(), tile<A>(), tile<B>());
+    multiply_bytes<int8_t>(tile<C>(), tile<A>(), tile<B>());
+  }
+  // Signed bytes of A by unsigned bytes of B.
+  template <int C, int A, int B>
+  static void tile_dot4_su() {
+    multiply_bytes<uint8_t>(tile<C>(), tile<A>(), tile<B>());
   }
   // bf16. As tdpbf16ps is specified: low and high products are summed apart, each from zero and in the order of k by
   // fused multiply-adds; then low + high is added to C. Denormal inputs and results are zero.
@@ -67,6 +72,25 @@ struct AmxEmulated : Scalar {
   static I16 max_u16(I16 a, I16 b) {
     return each<I16>(
         [&](int i) { return static_cast<uint16_t>(a.v[i]) > static_cast<uint16_t>(b.v[i]) ? a.v[i] : b.v[i]; });
+  }
+  // a - b, or 0 where b is larger; unsigned
+  static I16 sub_u16(I16 a, I16 b) {
+    return each<I16>([&](int i) {
+      const auto x = static_cast<uint16_t>(a.v[i]), y = static_cast<uint16_t>(b.v[i]);
+      return static_cast<int16_t>(x > y ? x - y : 0);
+    });
+  }
+  // Bits 2 to 9 of the words of a and of b, side by side in every word.
+  static I32 join_codes(I16 a, I16 b) {
+    return as_words(
+        each<I16>([&](int i) { return static_cast<int16_t>((a.v[i] >> 2 & 255) | (b.v[i] >> 2 & 255) << 8); }));
+  }
+  // 255 * 2^((c - 255) / 28) of every byte, as a byte.
+  static I32 exp2_codes(I32 codes) {
+    uint8_t x[64];
+    std::memcpy(x, &codes, 64);
+    for (uint8_t& c : x) c = kByteTable.v[c];
+    return read<I32>(x);
   }
   // 2^(w / 128 - 127) as bf16, from a bf16 whose mantissa is linear to one that is right.
   static I16 bf16_of_words(I16 w) {
@@ -91,12 +115,13 @@ struct AmxEmulated : Scalar {
     if (!registers_.configured) __builtin_trap();
     return registers_.tile[T];
   }
+  template <class Byte>
   static void multiply_bytes(Tile& c, const Tile& a, const Tile& b) {
     for (int m = 0; m < 16; ++m)
       for (int n = 0; n < 16; ++n)
         for (int k = 0; k < 16; ++k)
           for (int i = 0; i < 32; i += 8) {
-            const int product = static_cast<int8_t>(a.row[m][k] >> i) * static_cast<int8_t>(b.row[k][n] >> i);
+            const int product = static_cast<int8_t>(a.row[m][k] >> i) * static_cast<Byte>(b.row[k][n] >> i);
             c.row[m][n] += static_cast<uint32_t>(product);
           }
   }

@@ -41,6 +41,27 @@ constexpr Exp2Table make_exp2_table() {
 
 inline constexpr Exp2Table kExp2Table = make_exp2_table();
 
+// round(255 * 2^((i - 255)/28)), and 0 for code 0, which means "far below": 255 codes span 9.1 octaves, to the smallest
+// number that rounds to 1. Rounded, not cut, so that sums are right on average.
+struct ByteTable {
+  alignas(64) std::array<uint8_t, 256> v;
+};
+
+constexpr ByteTable make_byte_table() {
+  ByteTable table{};
+  double step = 0.975;  // x^28 = 1/2 by Newton
+  for (int i = 0; i < 40; ++i) {
+    double power = 1;
+    for (int k = 0; k < 27; ++k) power *= step;
+    step -= (power * step - 0.5) / (28 * power);
+  }
+  double value = 255;
+  for (int i = 255; i > 0; --i, value *= step) table.v[static_cast<std::size_t>(i)] = static_cast<uint8_t>(value + 0.5);
+  return table;
+}
+
+inline constexpr ByteTable kByteTable = make_byte_table();
+
 // By how much a linear mantissa exceeds that of 2^x, in 1/128, for two neighbours each: entry i is
 // l - 128 (2^(l/128) - 1), rounded, at l = 2 i + 1/2, between the two.
 struct MantissaTable {

@@ -7,10 +7,12 @@
 //   transpose O, finish rows
 //
 // The reference of a row's exponentials is lazy: it moves only when a maximum has grown by 30 octaves. Until then no
-// product is rescaled; P is bf16 with all its exponents, so its relative error does not suffer.
+// product is rescaled; P is bf16 with all its exponents, so its relative error does not suffer. P in bytes is relative
+// to the block's maximum, and its products are scaled as they are added to O.
 #pragma once
 
 #include "kernel/item_kernel.h"
+#include "kernel/tiles/bytes.h"
 #include "kernel/tiles/natural.h"
 
 namespace clary {
@@ -19,12 +21,17 @@ template <class V, class S>
 class TileAttend : ItemKernel<V, S> {
  public:
   explicit TileAttend(const AttendArgs& args)
-      : Base(args), scores_(args, s_), products_(args, s_), natural_(args, s_, rules_, this->softmax_, scores_) {}
+      : Base(args),
+        scores_(args, s_),
+        products_(args, s_, scores_),
+        natural_(args, s_, rules_, this->softmax_, scores_) {}
 
   void run() {
     this->begin();
     transpose_queries();
-    for (int r = 0; r < s_.rows; r += 16) V::store(s_.m + r, V::zero());
+    // reset() has set m to -inf. A bf16 P has a reference from the start, for what is within 30 octaves of it.
+    if constexpr (!Words::kBytes)
+      for (int r = 0; r < s_.rows; r += 16) V::store(s_.m + r, V::zero());
     this->find_exact_rows(kReach);
     // Of all blocks, also of those that this item does not see: how rows are shared out must not change a bit.
     for (int64_t block = 0; block * kBlockKeys < a_.sequence.len_k; ++block)
@@ -34,7 +41,7 @@ class TileAttend : ItemKernel<V, S> {
     for (int64_t begin = a_.block_begin; begin < a_.block_end; begin += chunk)
       for (int row = 0; row < a_.count; row += kTileUnitRows)
         for (int64_t block = begin; block < begin + chunk && block < a_.block_end; ++block) run_block(row, block);
-    products_.flush();
+    products_.finish();
     restore_rows();
     this->end();
   }
@@ -45,9 +52,11 @@ class TileAttend : ItemKernel<V, S> {
   using Tile = typename Base::Tile;
   using F32 = typename V::F32;
   using I32 = typename V::I32;
+  using Words = TileWords<S>;
   // Beyond +-4096 octaves INT8 cannot tell neighbouring logits apart, beyond 32768 words in f32 cannot.
   static constexpr float kReach = S::kIntegerQk ? 4096 : 32768;
-  // The fused way without clamps holds 383 octaves below the reference, which itself lies within the reach.
+  // The fused way without clamps holds 290 octaves below the reference, which itself lies within the reach. And words
+  // per product stay below 1.33, so that kMagic times them is exact: at most 128 * 120 by a product of two bytes.
   static constexpr float kFusedReach = 120;
 
   // Rows of queries become tiles, in place: [chunk][16 steps][16 queries], one dword each.
@@ -63,7 +72,7 @@ class TileAttend : ItemKernel<V, S> {
   }
 
   void run_block(int row, int64_t block) {
-    TileUnit u{row, block, kPanels, 0};
+    TileUnit u{row, block, kPanels, 0, products_.turn()};
     int full = 0, tiles = 0, widest = 0;
     bool fused = !a_.problem->changes_scores();
     float reach = 0;
@@ -80,9 +89,10 @@ class TileAttend : ItemKernel<V, S> {
     if (u.panel_begin >= u.panel_end) return;
     const bool whole = full == tiles && widest == u.panel_end - u.panel_begin;
     const bool with_mask = !whole && a_.problem->mask.kind != Mask::Kind::none && !a_.mask_folded;
-    const bool fast = whole && reach * largest_norm_ < kFusedReach;
+    // An additive mask may have taken the reference anywhere.
+    const bool fast = whole && reach * largest_norm_ < kFusedReach && a_.problem->mask.kind != Mask::Kind::additive;
     if (!fused || with_mask || !run_fused(u, fast)) {
-      products_.flush();
+      products_.release_tiles();
       natural_.run(u, with_mask, products_.o(row));
     }
     products_.run(u);
@@ -100,10 +110,13 @@ class TileAttend : ItemKernel<V, S> {
   // No maximum too far above the reference, and none so far below that a row that has seen no key yet would lose it.
   bool holds(const TileUnit& u, int g) const {
     const I32 top = scores_.top(g);
-    if (V::reduce_max_i32(top) > kWordOfOne + kFarOctaves * kWordsPerOctave) return false;
-    const F32 missing = V::sub(V::set(kWordOfOne - kFarOctaves * kWordsPerOctave), V::to_f32(top));
-    const F32 sums = V::load(s_.l + u.first_row + g * 16);
-    return V::reduce_max(V::select_less(V::zero(), sums, V::zero(), missing)) <= 0;
+    if (V::reduce_max_i32(top) > Words::kHighest) return false;
+    const F32 missing = V::sub(V::set(Words::kLowest), V::to_f32(top));
+    const int row = u.first_row + g * 16;
+    const F32 seen = Words::kBytes ? V::select_less(V::set(-std::numeric_limits<float>::infinity()),
+                                                    V::load(s_.m + row), V::set(1), V::zero())
+                                   : V::load(s_.l + row);
+    return V::reduce_max(V::select_less(V::zero(), seen, V::zero(), missing)) <= 0;
   }
 
   // O^T to rows, and sums and references to the form that ItemKernel ends with.
@@ -129,7 +142,7 @@ class TileAttend : ItemKernel<V, S> {
   }
 
   TileScores<V, S> scores_;
-  TileProducts<V, S> products_;
+  std::conditional_t<Words::kBytes, TileBytes<V, S>, TileProducts<V, S>> products_;
   TileNatural<V, S> natural_;
   float largest_norm_ = 0;
 };

@@ -5,6 +5,8 @@
 //   O^T += V^T P^T   A = V^T  16 channels x 16 steps of 2 keys      [32 channels][32 keys][2][16 channels][16 steps]
 //                    B = P^T  16 steps of 2 keys x 16 queries       [query tile][128 steps][16 queries]
 //                    C = O^T  16 channels x 16 queries, f32         [32 channels][channel tile][query tile]
+//   INT8 values      A = V^T  16 channels x 16 steps of 4 keys      [32 channels][64 keys][2][16 channels][16 steps]
+//                    B = P^T  16 steps of 4 keys x 16 queries, u8   [query tile][64 steps][16 queries]
 //
 // A chunk is 16 steps of 4 bytes: 64 INT8 or 32 bf16 channels. Transposed scores make every factor of a query a vector
 // and its maximum a vertical one, K needs no packing, and P is born in the layout of an operand: nothing is shuffled
@@ -33,8 +35,34 @@ inline constexpr int kTileScaleKeys = 32;
 // K and V of a chunk of keys: half of an L2 of 2 MB; the rest holds the item's O and Q.
 inline constexpr int64_t kKeyChunkBytes = 1 << 20;
 inline constexpr int kStepsPerBlock = kBlockKeys / 2;
-// Scores as 16-bit words: 1/128 octave a unit, and 127 octaves for 1, so that a word is a bf16 with a linear mantissa.
-inline constexpr float kWordsPerOctave = 128, kWordOfOne = 127 * 128;
+// How far a maximum may lie above the reference, in octaves, and a first one below: P up to 2^30 and its sums stay far
+// inside f32, and 97 octaves below the maximum are left.
+inline constexpr int kFarOctaves = 30;
+
+// Scores as 16-bit words, two keys in a dword.
+//   bf16 P   1/128 octave a unit, and 127 octaves for 1: a word is a bf16 with a linear mantissa. Keys 2 i and 2 i + 1.
+//   u8 P     1/112 octave, a quarter of what P can tell apart, for scores and biases are rounded one by one. Keys 4 i
+//            and 4 i + 2, 4 i + 1 and 4 i + 3: two of these dwords become one of four bytes.
+// The reference of a word of 1 is a whole number of octaves, so that moving it changes no word by a rounding. Word 0 is
+// that of a hidden key. Between kLowest and kHighest nothing was clamped that matters.
+template <class S>
+struct TileWords {
+  static constexpr bool kBytes = S::kPv == Element::i8t;
+  static constexpr float kPerOctave = kBytes ? 112 : 128;
+  static constexpr int kOfOne = kBytes ? 32768 : 127 * 128, kMost = kBytes ? 65535 : 32767;
+  // bf16: the reference follows a maximum in time. Bytes: it follows every maximum, and only a clamped one is too high.
+  static constexpr int kReach = kBytes ? 290 * 112 : kFarOctaves * 128;
+  static constexpr int kHighest = kOfOne + kReach, kLowest = kOfOne - kReach;
+  // Keys of pair i of a dword: first_key(i) and the one that far behind.
+  static constexpr int kPairDistance = kBytes ? 2 : 1;
+  static constexpr int first_key(int pair) { return kBytes ? pair / 2 * 4 + pair % 2 : 2 * pair; }
+};
+
+// Where words and P of a unit lie: thirds of 8 KB. bf16: those of query tile g in third g, P in place of the words.
+// Bytes: words in thirds `turn` and the next, then P of both query tiles in the first of them, behind what was read;
+// the next unit's words go to the other two beside the products of this one.
+inline constexpr int kThirdWords = 4096;
+
 // 1.5 * 2^23: a float around it holds an integer in its low bits, and an INT32 sum that starts at its bits is a float.
 inline constexpr float kMagic = 12582912.0f;
 // A tile whose every row is this one starts such sums.
@@ -45,14 +73,13 @@ inline constexpr std::array<uint32_t, 16> make_magic_row() {
 }
 alignas(64) inline constexpr std::array<uint32_t, 16> kMagicRow = make_magic_row();
 
-// How far a maximum may lie above the reference, in octaves, and a first one below: P up to 2^30 and its sums stay far
-// inside f32, and 97 octaves below the maximum are left.
-inline constexpr int kFarOctaves = 30;
-
 struct TileUnit {
   int first_row = 0;
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
+  int turn = 0;
+
+  int16_t* words(uint8_t* p, int g) const { return reinterpret_cast<int16_t*>(p) + (turn + g) % 3 * kThirdWords; }
 };
 
 }  // namespace clary

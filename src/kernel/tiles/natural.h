@@ -1,6 +1,7 @@
 // The general way from products to P^T, for units whose scores single keys or rules change: scores go to the order in
-// which rules are written (rows of queries, docs/semantics.md), and come back as words. It also moves the reference, to
-// the true maximum, for every unit that the fused way could not hold. Two transposes of 16 x 16 per tile: several times
+// which rules are written (rows of queries, docs/semantics.md), and come back as words. For bf16 it also moves the
+// reference, to the true maximum, for every unit that the fused way could not hold; words that become bytes are
+// written relative to the unit's own maxima. Two transposes of 16 x 16 per tile: several times
 // slower than the fused way, on few of the units.
 #pragma once
 
@@ -22,10 +23,10 @@ class TileNatural {
   using I16 = typename V::I16;
 
   TileNatural(const AttendArgs& args, const ItemState& state, const Rules<V, S>& rules, const Softmax<V, S>& softmax,
-              const TileScores<V, S>& scores)
+              TileScores<V, S>& scores)
       : a_(args), s_(state), rules_(rules), softmax_(softmax), scores_(scores) {}
 
-  // P of the unit. The accumulators of earlier products must lie in `o`, the unit's O^T.
+  // P of the unit, or words and tops. For bf16 the accumulators of earlier products must lie in `o`, the unit's O^T.
   void run(const TileUnit& u, bool with_mask, float* o) const {
     for (int g = 0; g < 2; ++g) {
       Unit rows;
@@ -34,12 +35,20 @@ class TileNatural {
       rows.panel_begin = u.panel_begin, rows.panel_end = u.panel_end;
       load_scores(u, g, rows);
       rules_.apply(rows, with_mask);
-      move_reference(rows, g, o);
-      store_words(rows, g);
+      if constexpr (Words::kBytes) {
+        alignas(64) float tops[16];
+        find_tops(rows, g, tops);
+        store_words(u, rows, g, tops);
+      } else {
+        move_reference(rows, g, o);
+        store_words(u, rows, g, s_.m + rows.first_row);
+      }
     }
   }
 
  private:
+  using Words = TileWords<S>;
+
   // Octaves, in s_.s.
   void load_scores(const TileUnit& u, int g, const Unit& rows) const {
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
@@ -84,18 +93,35 @@ class TileNatural {
       }
   }
 
-  void store_words(const Unit& rows, int g) const {
-    const F32 scale = V::set(kWordsPerOctave), lowest = V::set(kMagic), highest = V::set(kMagic + 32767);
+  // The largest score of each row; a reference of 0 where there is none.
+  void find_tops(const Unit& rows, int g, float (&tops)[16]) const {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    alignas(64) float octaves[16];
+    alignas(64) int32_t words[16];
+    for (int r = 0; r < 16; ++r) {
+      const float top = softmax_.row_top(rows, r);
+      const bool seen = top > -kInfinity && top < kInfinity;
+      tops[r] = seen ? top : 0, octaves[r] = seen ? top : -kInfinity, words[r] = seen ? Words::kOfOne : 0;
+    }
+    scores_.set_top(g, V::load_i32(words), V::load(octaves));
+  }
+
+  void store_words(const TileUnit& u, const Unit& rows, int g, const float* references) const {
+    const F32 scale = V::set(Words::kPerOctave), lowest = V::set(kMagic), highest = V::set(kMagic + Words::kMost);
     for (int key = rows.panel_begin * kPanelKeys; key < rows.panel_end * kPanelKeys; key += 16) {
       I32 x[16];
       for (int r = 0; r < 16; ++r) {
-        const F32 s = V::sub(V::load(s_.s + r * kBlockKeys + key), V::set(s_.m[rows.first_row + r]));
-        const F32 word = V::mul_add(s, scale, V::set(kMagic + kWordOfOne));
+        const F32 s = V::sub(V::load(s_.s + r * kBlockKeys + key), V::set(references[r]));
+        const F32 word = V::mul_add(s, scale, V::set(kMagic + Words::kOfOne));
         x[r] = V::as_i32(V::min(V::max(word, lowest), highest));
       }
       V::transpose16(x);
-      auto* p = reinterpret_cast<int16_t*>(s_.p) + (g * kStepsPerBlock + key / 2) * 32;
-      for (int i = 0; i < 16; i += 2, p += 32) V::store_i16(p, V::bf16_of_words(V::join_words(x[i], x[i + 1])));
+      int16_t* p = u.words(s_.p, g) + key * 16;
+      for (int pair = 0; pair < 8; ++pair, p += 32) {
+        const int first = Words::first_key(pair);
+        const I16 words = V::join_words(x[first], x[first + Words::kPairDistance]);
+        V::store_i16(p, Words::kBytes ? words : V::bf16_of_words(words));
+      }
     }
   }
 
@@ -103,7 +129,7 @@ class TileNatural {
   const ItemState& s_;
   const Rules<V, S>& rules_;
   const Softmax<V, S>& softmax_;
-  const TileScores<V, S>& scores_;
+  TileScores<V, S>& scores_;
 };
 
 }  // namespace clary

@@ -1,10 +1,10 @@
 // O^T += V^T P^T of a unit, and the sums of P beside it. The accumulators are O itself, as f32 tiles: nothing on the
 // vector ports but the sums. A group's accumulators are stored when the next group needs their registers; the last ones
-// stay in tmm4..7 until the next products of any kind (see pending()).
+// stay in tmm4..7 until the next products of any kind (take_pending()).
 #pragma once
 
 #include "kernel/item.h"
-#include "kernel/tiles/layout.h"
+#include "kernel/tiles/scores.h"
 
 namespace clary {
 
@@ -14,7 +14,7 @@ class TileProducts {
   using F32 = typename V::F32;
   using I32 = typename V::I32;
 
-  TileProducts(const AttendArgs& args, const ItemState& state)
+  TileProducts(const AttendArgs& args, const ItemState& state, const TileScores<V, S>&)
       : a_(args), s_(state), groups_(args.sizes->value_width / 32) {}
 
   // O^T of a unit, [32 channels][channel tile][query tile][16 channels][16 queries].
@@ -37,17 +37,20 @@ class TileProducts {
     }
   }
 
+  int turn() const { return 0; }
+
   // Where tmm4..7 have to be stored, or `otherwise` if nothing waits; after this somebody else stores them.
   float* take_pending(float* otherwise) {
     float* const to = pending_ != nullptr ? pending_ : otherwise;
     pending_ = nullptr;
     return to;
   }
-  void flush() {
+  void release_tiles() {
     if (pending_ == nullptr) return;
     unroll<4>([&](auto j) { V::template tile_store<4 + j>(pending_ + j * kTileDwords, 64); });
     pending_ = nullptr;
   }
+  void finish() { release_tiles(); }
 
  private:
   // kSums: rows of P summed beside each product: of query tile 0 beside the first two, of 1 beside the others.

@@ -1,4 +1,5 @@
-// S^T = K Q^T of a unit and, fused with it, P^T = 2^(S - reference) as bf16 in the layout of an operand.
+// S^T = K Q^T of a unit and, fused with it, P^T = 2^(S - reference) as bf16 in the layout of an operand, or the words
+// that kernel/tiles/bytes.h makes bytes of.
 //
 //   tile product -> store (to `raw`, which stays in L1) -> one FMA: 128 (S - reference) + 127 * 128 in the low word ->
 //   words of two keys joined in a dword -> linear mantissa corrected by a table -> P; beside it the largest word per
@@ -13,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "kernel/item.h"
 #include "kernel/tiles/layout.h"
@@ -30,15 +32,22 @@ class TileScores {
       : a_(args), s_(state), chunks_(args.sizes->key_steps / 16) {}
 
   // P and the tops of the unit. kRanged: positions are compared and words clamped; otherwise every score must be
-  // visible and within 350 octaves below and 128 above the reference. `evict`: where the tiles left in tmm4..7 belong.
+  // visible and within the words: 350 octaves below and 128 above the reference, or for bytes 290 on either side.
+  // `evict`: where the tiles left in tmm4..7 belong.
   template <bool kRanged>
   void run(const TileUnit& u, float* evict) {
     if (chunks_ == 1) return rounds<4, kRanged>(u, evict);
     chunks_ < 4 ? rounds<2, kRanged>(u, evict) : rounds<1, kRanged>(u, evict);
   }
 
-  // Largest word of each query of tile g; words beyond 2^15 mean that the fast form does not hold.
+  // Largest word of each query of tile g.
   I32 top(int g) const { return V::load_i32(top_ + g * 16); }
+  // The same in octaves; -inf where no key was seen.
+  F32 top_octaves(int g) const { return V::load(octaves_ + g * 16); }
+  // For units whose words were made elsewhere.
+  void set_top(int g, I32 words, F32 octaves) {
+    V::store_i32(top_ + g * 16, words), V::store(octaves_ + g * 16, octaves);
+  }
 
   // Products of one panel with query tile g as they come, [4 key tiles][16 keys][16 queries].
   void raw_panel(const TileUnit& u, int g, int panel) const {
@@ -63,14 +72,17 @@ class TileScores {
   }
 
  private:
+  using Words = TileWords<S>;
+
   // What converts products: per query tile, by lanes.
   struct Lanes {
-    F32 query_scale[2], base[2];  // words per product, and kMagic + 127 * 128 - 128 * reference
+    F32 query_scale[2], base[2];  // words per product, and kMagic + that of 1 - those of the reference
     F32 scale[2], offset[2];
     I16 top[2];
     F32 begin[2], end[2];  // kRanged: first visible key of the block, and the one after the last
     const uint32_t* words[2];
     const float* bias[2];
+    int16_t* to[2];
   };
 
   const std::byte* keys(const TileUnit& u, int key_tile) const {
@@ -117,9 +129,19 @@ class TileScores {
     });
     for (int g = 0; g < 2; ++g) {
       const I32 words = V::as_words(lanes.top[g]);
-      V::store_i32(top_ + g * 16,
-                   V::max_i32(V::and_i32(words, V::set_i32(0xffff)), V::template shift_right<16>(words)));
+      const I32 top = V::max_i32(V::and_i32(words, V::set_i32(0xffff)), V::template shift_right<16>(words));
+      const F32 above = V::to_f32(V::sub_i32(top, V::set_i32(Words::kOfOne)));
+      const F32 octaves = V::mul_add(above, V::set(1 / Words::kPerOctave), reference(u, g));
+      const F32 none = V::set(-std::numeric_limits<float>::infinity());
+      set_top(g, top, V::select_less(V::zero(), V::to_f32(top), octaves, none));
     }
+  }
+
+  // Of the words of tile g, in octaves. Bytes: rows that have seen no key have none yet.
+  F32 reference(const TileUnit& u, int g) const {
+    const F32 m = V::load(s_.m + u.first_row + g * 16);
+    if constexpr (!Words::kBytes) return m;
+    return V::select_less(V::set(-std::numeric_limits<float>::infinity()), m, m, V::zero());
   }
 
   struct NoPieces {};
@@ -169,8 +191,9 @@ class TileScores {
   void prepare(const TileUnit& u, Lanes& lanes) const {
     for (int g = 0; g < 2; ++g) {
       const int row = u.first_row + g * 16;
-      lanes.query_scale[g] = V::mul(V::load(s_.q_scale + row), V::set(kWordsPerOctave));
-      lanes.base[g] = V::mul_add(V::load(s_.m + row), V::set(-kWordsPerOctave), V::set(kMagic + kWordOfOne));
+      lanes.query_scale[g] = V::mul(V::load(s_.q_scale + row), V::set(Words::kPerOctave));
+      lanes.base[g] = V::mul_add(reference(u, g), V::set(-Words::kPerOctave), V::set(kMagic + Words::kOfOne));
+      lanes.to[g] = u.words(s_.p, g);
       lanes.scale[g] = lanes.query_scale[g], lanes.offset[g] = lanes.base[g];
       lanes.top[g] = V::set_i16(0);
       lanes.bias[g] = s_.key_bias[row] + u.block * kBlockKeys;
@@ -217,33 +240,34 @@ class TileScores {
   [[gnu::always_inline]] void convert(Lanes& lanes, int j, int round_key, int quarter) const {
     const int g = j % 2, first = round_key + j / 2 * 16 + quarter * 4;
     const float* s = raw() + j * kTileDwords + quarter * 64;
-    auto* p = reinterpret_cast<int16_t*>(s_.p) + (g * kStepsPerBlock + first / 2) * 32;
+    int16_t* p = lanes.to[g] + first * 16;
     unroll<2>([&](auto half) __attribute__((always_inline)) {
-      F32 a = V::mul_add(V::load(s + half * 32), lanes.scale[g], lanes.offset[g]);
-      F32 b = V::mul_add(V::load(s + half * 32 + 16), lanes.scale[g], lanes.offset[g]);
-      if constexpr (kRanged)
-        a = in_range(lanes, g, a, first + 2 * half), b = in_range(lanes, g, b, first + 2 * half + 1);
+      constexpr int kA = Words::first_key(half), kB = kA + Words::kPairDistance;
+      F32 a = V::mul_add(V::load(s + kA * 16), lanes.scale[g], lanes.offset[g]);
+      F32 b = V::mul_add(V::load(s + kB * 16), lanes.scale[g], lanes.offset[g]);
+      if constexpr (kRanged) a = in_range(lanes, g, a, first + kA), b = in_range(lanes, g, b, first + kB);
       I16 words = V::join_words(V::as_i32(a), V::as_i32(b));
       if constexpr (S::kIntegerQk && !kRanged)
         words = V::add_i16(words, V::as_i16(V::set_i32(static_cast<int32_t>(lanes.words[g][first / 2 + half]))));
       lanes.top[g] = V::max_u16(lanes.top[g], words);
-      V::store_i16(p + half * 32, V::bf16_of_words(words));
+      V::store_i16(p + half * 32, Words::kBytes ? words : V::bf16_of_words(words));
     });
   }
 
-  // One key: bias, visibility, and the word held within 0 and 32767. Hidden scores become 0, the word of P = 0.
+  // One key: bias, visibility, and the word clamped. Hidden scores become 0, the word of P = 0.
   [[gnu::always_inline]] static F32 in_range(const Lanes& lanes, int g, F32 x, int key) {
     const F32 at = V::set(static_cast<float>(key)), none = V::set(kMagic);
-    x = V::mul_add(V::set(lanes.bias[g][key]), V::set(kWordsPerOctave), x);
+    x = V::mul_add(V::set(lanes.bias[g][key]), V::set(Words::kPerOctave), x);
     x = V::select_less(at, lanes.end[g], x, none);
     x = V::select_less(at, lanes.begin[g], none, x);
-    return V::min(V::max(x, none), V::set(kMagic + 32767));
+    return V::min(V::max(x, none), V::set(kMagic + Words::kMost));
   }
 
   const AttendArgs& a_;
   const ItemState& s_;
   const int chunks_;
   alignas(64) int32_t top_[32];
+  alignas(64) float octaves_[32];
 };
 
 }  // namespace clary
