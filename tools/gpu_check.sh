@@ -6,6 +6,7 @@
 #   tools/gpu_check.sh            all steps that have not passed yet
 #   tools/gpu_check.sh --again    all steps
 #   PROGRAM=path tools/gpu_check.sh   with a clary_gpu_check that was built elsewhere
+#   LIBRARY=path tools/gpu_check.sh   with a libclary.so that was built elsewhere, for the Python package
 #   RESULTS=folder tools/gpu_check.sh   where the times go; default bench/results/gpu
 #   PEERS=folder tools/gpu_check.sh   times flash-attn 3 and SageAttention too. The folder holds their wheels, or copies of
 #       their sources (flash-attention, SageAttention); they are put into build/gpu_peers and nowhere else. Sources take
@@ -68,7 +69,7 @@ fi
 
 build() {
   { ./scripts/setup.sh tests || true; } && cmake --preset release -DCLARY_CUDA=ON -DCLARY_GPU_VARIANTS=ON &&
-    cmake --build --preset release -j "$(nproc)" --target clary_gpu_check
+    cmake --build --preset release -j "$(nproc)" --target clary_gpu_check clary
 }
 if [ -n "${PROGRAM:-}" ]; then
   program=$PROGRAM
@@ -103,6 +104,15 @@ step mixed 90 "$program" mixed 1500 1
 step bad 30 "$program" bad
 step streams 60 "$program" streams
 step large 120 "$program" large
+library=${LIBRARY:-build/release/libclary.so}
+if [ ! -e "$library" ]; then
+  note python "skipped: there is no $library"
+elif ! python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  note python "skipped: no PyTorch that sees the GPU"
+else
+  step python 120 env CLARY_LIBRARY="$(realpath "$library")" PYTHONPATH="bindings/python:${PYTHONPATH:-}" \
+    python3 tools/gpu_python.py
+fi
 
 # Times, only of kernels that are right.
 if [ "$wrong" = 0 ]; then

@@ -51,7 +51,7 @@ struct ItemState {
 [[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t mask_blocks) {
   ItemState s;
   const int64_t rows = sizes.tiles ? kTileItemRows : kItemRows;
-  s.q_stride = round_up(sizes.key_steps, 32);
+  s.q_stride = round_up(sizes.key_steps, 32);  // Direct reads whole 32 channels
   s.q = arena.take<uint32_t>(rows * s.q_stride);
   s.q_scale = arena.take<float>(rows);
   s.q_init = arena.take<int32_t>(rows);

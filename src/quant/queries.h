@@ -58,7 +58,8 @@ class Queries {
   template <DType T>
   void read_rows(int first, float* x, bool look_for_nonfinite, Sums& sums) {
     const Problem& p = *a_.problem;
-    for (int i = 0; i < kUnitRows; ++i, x += width_) {
+    const int64_t stride = S::kQk == Element::f32 ? s_.q_stride : width_;  // f32: in their place at once
+    for (int i = 0; i < kUnitRows; ++i, x += stride) {
       if (first + i >= a_.count) {
         std::memset(x, 0, static_cast<size_t>(width_) * 4);
         sums.squares[i] = sums.tops[i] = sums.constants[i] = V::zero();

@@ -7,8 +7,12 @@ Kernels are not tested here.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import pathlib
+import sys
 import types
 
+import clary
 import numpy as np
 import oracle
 import pytest
@@ -149,3 +153,32 @@ def test_without_a_gpu_the_library_says_so():
                 *[ctypes.byref(view)] * 4, None, ctypes.byref(params), ctypes.byref(needed)
             )
         )
+
+
+def script():
+    """tools/gpu_python.py as a module: what is checked where there is a GPU, here on the CPU."""
+    path = pathlib.Path(__file__).parents[2] / "tools/gpu_python.py"
+    spec = importlib.util.spec_from_file_location("gpu_python", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_checks_of_a_gpu_hold_on_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_python.py", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        script().main()
+    assert end.value.code == 0 and "6 right, 0 wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["precisions", "features", "varlen", "compile", "refusals"])
+def test_the_checks_of_a_gpu_notice_wrong_results(monkeypatch, name):
+    attention = clary.attention
+
+    def wrong(*arguments, **options):
+        result = attention(*arguments, **options)
+        return (result[0] * 1.5, result[1]) if isinstance(result, tuple) else result * 1.5
+
+    monkeypatch.setattr(clary, "attention", wrong)
+    with pytest.raises(AssertionError):
+        getattr(script(), f"check_{name}")(torch.device("cpu"))
