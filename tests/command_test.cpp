@@ -271,14 +271,16 @@ TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
     const double dense = r["dense"]["time"]["median_s"], density = r["dense"]["density"];
     EXPECT_DOUBLE_EQ(r["dense"]["over_density"], median / (density * dense));
     EXPECT_DOUBLE_EQ(r["one_thread"]["speedup"], r["one_thread"]["time"]["median_s"].get<double>() / median);
+    EXPECT_DOUBLE_EQ(r["one_thread"]["busy"], r["time"]["cpu_s"].get<double>() / (2 * median));
     EXPECT_GT(r["workspace_bytes"], 0);
     EXPECT_LT(r["errors"]["relative_l2"], 0.01);  // of the call, not of the dense one
   }
   const Ran text = run(line + flags);
-  for (const char* const word : {"GB/s", "of plain reads", "density", "over density x dense", "x 1 thread", "0.143"})
+  for (const char* const word :
+       {"GB/s", "of plain reads", "density", "over density x dense", "x 1 thread", "busy", "0.143"})
     EXPECT_NE(text.out.find(word), std::string::npos) << word;
   const Ran plain = run("bench h1 l8 --repeat 1 --no-peak");
-  for (const char* const word : {"GB/s", "density", "x 1 thread"})
+  for (const char* const word : {"GB/s", "density", "x 1 thread", "busy"})
     EXPECT_EQ(plain.out.find(word), std::string::npos) << word;
   const nlohmann::json hidden = run_json("bench h1 l8 d8 causal=-9 exact --dense --no-peak --repeat 1 --json -");
   EXPECT_EQ(hidden["results"][0]["dense"]["density"], 0);

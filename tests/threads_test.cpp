@@ -66,6 +66,31 @@ void one_thread_each(void* user, size_t count, void (*task)(void*, size_t), void
   }
 }
 
+// How often a call hands work to the caller's pool of two threads.
+int rounds_of(const char* line) {
+  const Problem p = support::parse_problem(line);
+  Tensors tensors = make_tensors(p);
+  clary_context_options options;
+  clary_context_options_init(&options);
+  int calls = 0;
+  options.threads = 2;
+  options.parallel_for = serial_in_reverse;
+  options.parallel_user = &calls;
+  clary_context* raw = nullptr;
+  EXPECT_EQ(clary_context_create(&options, &raw), CLARY_OK) << clary_last_error();
+  const ContextPointer context(raw);
+  EXPECT_EQ(run_guarded(p, tensors, context.get()), CLARY_OK) << clary_last_error();
+  return calls;
+}
+
+// Whole heads are tasks if there are many of them; one that is longer than all others together is shared out.
+TEST(ThreadsTest, AHeadIsATaskWhereHeadsAreEven) {
+  EXPECT_EQ(rounds_of("b16 h4 l40 d16 int8"), 1);
+  EXPECT_GT(rounds_of("b16 h3 l40 d16 int8"), 1);
+  EXPECT_EQ(rounds_of("lens_q=40,48,40,48 lens_k=40,48,40,48 h20 d16 int8"), 1);
+  EXPECT_GT(rounds_of("lens_q=300,17,17,17 lens_k=300,17,17,17 h20 d16 int8"), 1);
+}
+
 TEST_P(Threads, TheCallersPoolGivesTheSameBits) {
   const Problem p = problem();
   Tensors expected = make_tensors(p);

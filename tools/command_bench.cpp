@@ -150,6 +150,9 @@ class Bench {
     return results;
   }
 
+  // Share of the time of all threads in which they worked; what they wait for each other is missing.
+  double busy(const Result& r) const { return r.timing.cpu_s / (threads_ * r.timing.median_s); }
+
   static support::Reads::Memory memory_of(const support::Tensor& tensor) {
     return {static_cast<const std::byte*>(tensor.data()), tensor.size_bytes()};
   }
@@ -159,7 +162,7 @@ class Bench {
     if (timed_) columns.insert(columns.end(), {"median", "p10", "p90", "GOP/s", "of peak"});
     if (options_.reads) columns.insert(columns.end(), {"GB/s", "of plain reads"});
     if (options_.dense) columns.insert(columns.end(), {"density", "over density x dense"});
-    if (options_.one_thread) columns.push_back("x 1 thread");
+    if (options_.one_thread) columns.insert(columns.end(), {"x 1 thread", "busy"});
     if (timed_) columns.insert(columns.end(), {"runs", "workspace"});
     columns.insert(columns.end(), {"rel. L2", "rel. L1", "RMSE", "cosine"});
     return columns;
@@ -177,7 +180,8 @@ class Bench {
            fmt::format("{:.0f} %", 100 * r.reads.median_s / r.timing.median_s)});
     if (options_.dense)
       add({fmt::format("{:.3f}", r.density), r.density > 0 ? fmt::format("{:.3f}", over_density(r)) : "-"});
-    if (options_.one_thread) add({fmt::format("{:.2f}", r.one_thread.median_s / r.timing.median_s)});
+    if (options_.one_thread)
+      add({fmt::format("{:.2f}", r.one_thread.median_s / r.timing.median_s), fmt::format("{:.1f} %", 100 * busy(r))});
     if (timed_) add({std::to_string(r.timing.runs), bytes_text(r.workspace_bytes)});
     add({error_text(r.errors.out.relative_l2), error_text(r.errors.out.relative_l1),
          fmt::format("{:.1e}", r.errors.out.rmse), fmt::format("{:.6f}", r.errors.out.cosine)});
@@ -211,7 +215,8 @@ class Bench {
     if (options_.dense && r.density > 0) result["dense"]["over_density"] = over_density(r);
     if (options_.one_thread)
       result["one_thread"] = {{"time", timing_json(r.one_thread)},
-                              {"speedup", r.one_thread.median_s / r.timing.median_s}};
+                              {"speedup", r.one_thread.median_s / r.timing.median_s},
+                              {"busy", busy(r)}};
     return result;
   }
 
@@ -268,7 +273,9 @@ void add_bench_command(CLI::App& app, Action& action) {
                     "Time a plain sum over K and V as well: GB/s, and the share of that speed");
   command->add_flag("--dense", options->dense,
                     "Time each problem without causality, window and mask as well: time over density x dense");
-  command->add_flag("--one-thread", options->one_thread, "Time each on one thread as well: the speed-up over it");
+  command->add_flag(
+      "--one-thread", options->one_thread,
+      "Time each on one thread as well: the speed-up over it, and the share of time that all threads work");
   command->add_option("--json", options->json, "Write JSON to a file, - for standard output instead of the table")
       ->type_name("FILE");
   add_machine_options(*command, options->machine);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <ctime>
 #include <limits>
 #include <numeric>
 #include <thread>
@@ -12,10 +13,24 @@ namespace {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// Of all threads of the process.
+double cpu_now_s() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
+
+struct Samples {
+  std::vector<double> wall_s, cpu_s;
+};
+
 double timed(const std::function<void()>& call) {
   const double start = now_s();
   call();
   return now_s() - start;
+}
+
+// The wall clock is read inside the processor clock, whose reading takes longer.
+void add_sample(Samples& samples, const std::function<void()>& call) {
+  const double start = cpu_now_s();
+  samples.wall_s.push_back(timed(call));
+  samples.cpu_s.push_back(cpu_now_s() - start);
 }
 
 // Linear interpolation between order statistics, as numpy.percentile does.
@@ -53,16 +68,18 @@ std::vector<Timing> time_calls(const std::vector<std::function<void()>>& calls, 
       options.repeat > 0
           ? options.repeat
           : static_cast<int>(std::clamp(budget_s / std::max(round_s, 1e-9), double{kFewestRuns}, double{kMostRuns}));
-  std::vector<std::vector<double>> samples(calls.size());
+  std::vector<Samples> samples(calls.size());
   for (int round = 0; round < planned; ++round)
     for (size_t i = 0; i < calls.size(); ++i) {
-      samples[i].push_back(timed(calls[i]));
+      add_sample(samples[i], calls[i]);
       progress.update((round + static_cast<double>(i + 1) / static_cast<double>(calls.size())) / planned);
     }
   std::vector<Timing> result;
-  for (auto& sample : samples) {
-    std::sort(sample.begin(), sample.end());
-    result.push_back({quantile(sample, 0.5), quantile(sample, 0.1), quantile(sample, 0.9), planned});
+  for (auto& [wall_s, cpu_s] : samples) {
+    std::sort(wall_s.begin(), wall_s.end());
+    std::sort(cpu_s.begin(), cpu_s.end());
+    result.push_back(
+        {quantile(wall_s, 0.5), quantile(wall_s, 0.1), quantile(wall_s, 0.9), quantile(cpu_s, 0.5), planned});
   }
   return result;
 }

@@ -19,8 +19,9 @@ constexpr int64_t kPartBlocks = 4, kMostParts = 64;
 constexpr int64_t kAutoRows = 32, kAutoKeys = 64, kAutoScores = 32768;
 // CLARY_AUTO's budget unless the caller sets one: INT8 on Gaussian data has 1.5 %.
 constexpr double kAutoBudget = 0.02;
-// Items per thread that keep the threads evenly busy.
+// Items per thread that keep the threads evenly busy, and the share of the time that they may wait for the last ones.
 constexpr int64_t kItemsPerThread = 4;
+constexpr double kMostIdle = 0.03;
 
 void choose_precision(Plan& plan) {
   const Problem& p = plan.problem;
@@ -46,6 +47,22 @@ void choose_precision(Plan& plan) {
   if (plan.budget == 0) plan.budget = kAutoBudget;
 }
 
+double count_full_heads(const Problem& p) {
+  double all = 0, most = 0;
+  for (int64_t i = 0; i < p.sequences; ++i) {
+    const Sequence s = p.sequence(i);
+    const double scores = static_cast<double>(s.len_q) * static_cast<double>(s.len_k);
+    all += scores, most = std::max(most, scores);
+  }
+  return most > 0 ? all / most * static_cast<double>(p.heads_kv) : 0;
+}
+
+// Share of the time that threads wait for each other when all items take equally long: the last round may not be full.
+double idle_share(int64_t items, int64_t threads) {
+  const int64_t rounds = (items + threads - 1) / threads;
+  return 1 - static_cast<double>(items) / static_cast<double>(rounds * threads);
+}
+
 // How rows are grouped does not change any bit of the result: units of 16 rows stay the same.
 void choose_tiles(Plan& plan, int threads) {
   const Problem& p = plan.problem;
@@ -57,10 +74,13 @@ void choose_tiles(Plan& plan, int threads) {
       if (p.group % h == 0) plan.item_heads = h;
     return;
   }
-  const int64_t heads = std::max<int64_t>(p.sequences * p.heads_q, 1);
-  while (plan.item_queries > 2 * kUnitRows &&
-         heads * ((p.max_len_q + plan.item_queries - 1) / plan.item_queries) < kItemsPerThread * threads)
-    plan.item_queries /= 2;
+  const double heads = plan.full_heads * static_cast<double>(p.group);
+  const auto too_few = [&] {
+    const int64_t of_a_head = (p.max_len_q + plan.item_queries - 1) / plan.item_queries;
+    const auto items = static_cast<int64_t>(heads * static_cast<double>(of_a_head));
+    return items < kItemsPerThread * threads || idle_share(items, threads) > kMostIdle;
+  };
+  while (plan.item_queries > 2 * kUnitRows && too_few()) plan.item_queries /= 2;
 }
 
 // Depends on the problem alone, since merging rounds: the same bits for any number of threads.
@@ -111,6 +131,7 @@ void make_plan(const Problem& problem, const KernelTable& kernels, int threads, 
   plan.problem = problem;
   plan.kernels = &kernels;
   choose_precision(plan);
+  plan.full_heads = count_full_heads(problem);
   choose_tiles(plan, threads);
   choose_parts(plan);
   plan.sequences = arena.take<SequencePlan>(problem.sequences);

@@ -39,6 +39,8 @@ struct Plan {
   int64_t item_heads = 1, item_queries = kItemRows;
   int64_t part_blocks = 0;  // blocks per part of the keys; 0 = keys are not cut
   int64_t blocks = 0, tiles = 0, items = 0, most_parts = 1;
+  // The work in key-value heads of the longest sequence: how evenly heads can be shared out.
+  double full_heads = 0;
 
   SequencePlan* sequences = nullptr;
   HeadReport* heads = nullptr;  // [sequences][heads_q]

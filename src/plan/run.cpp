@@ -8,7 +8,7 @@ namespace clary {
 namespace {
 
 // Whole heads as tasks of several threads: so many that the last one leaves no thread idle for more than 3 %.
-constexpr int64_t kHeadsPerThread = 32;
+constexpr double kHeadsPerThread = 32;
 
 class Run {
  public:
@@ -59,7 +59,7 @@ class Run {
   // With enough heads for all threads, each is a task from its means to its last row: what one step has read, the next
   // finds in the cache.
   bool goes_by_head() const {
-    const bool enough = parallel_.threads == 1 || p_.sequences * p_.heads_kv >= kHeadsPerThread * parallel_.threads;
+    const bool enough = parallel_.threads == 1 || plan_.full_heads >= kHeadsPerThread * parallel_.threads;
     return enough && plan_.most_parts == 1 && !direct_;
   }
 

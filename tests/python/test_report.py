@@ -141,21 +141,21 @@ def test_growth_without_peaks(tmp_path: pathlib.Path) -> None:
 def test_columns_that_a_file_has(tmp_path: pathlib.Path) -> None:
     """What clary bench --reads, --dense and --one-thread measured has columns, and only there."""
     value = document()
-    value["results"][0] |= {"reads": {"gb_per_s": 17.26, "share": 0.857}, "one_thread": {"speedup": 1.957}}
+    value["results"][0] |= {"reads": {"gb_per_s": 17.26, "share": 0.857}, "one_thread": {"speedup": 1.957, "busy": 0.981}}
     value["results"][1] |= {"dense": {"density": 0.25, "over_density": 1.1404}}
     value["results"][2] |= {"dense": {"density": 0}}  # nothing is visible
     rows = cells(make(tmp_path, write(tmp_path / "a.json", value)))
     header = next(row for row in rows if row[0] == "problem")
-    more = header[9:14]
-    assert more == ["GB/s", "of plain reads", "density", "over density x dense", "x 1 thread"]
+    more = header[9:15]
+    assert more == ["GB/s", "of plain reads", "density", "over density x dense", "x 1 thread", "busy"]
     first = rows.index(header) + 1
-    assert [row[9:14] for row in rows[first : first + 3]] == [
-        ["17.3", "85.7 %", "-", "-", "1.96"],
-        ["-", "-", "0.250", "1.140", "-"],
-        ["-", "-", "0.000", "-", "-"],
+    assert [row[9:15] for row in rows[first : first + 3]] == [
+        ["17.3", "85.7 %", "-", "-", "1.96", "98.1 %"],
+        ["-", "-", "0.250", "1.140", "-", "-"],
+        ["-", "-", "0.000", "-", "-", "-"],
     ]
     plain = cells(make(tmp_path, write(tmp_path / "a.json", document())))
-    assert len(next(row for row in plain if row[0] == "problem")) == len(header) - 5
+    assert len(next(row for row in plain if row[0] == "problem")) == len(header) - 6
 
 
 def test_committed_results(tmp_path: pathlib.Path) -> None:

@@ -24,6 +24,7 @@ _EXTRAS = {
     "density": ("dense", "density", "{:.3f}"),
     "over density x dense": ("dense", "over_density", "{:.3f}"),
     "x 1 thread": ("one_thread", "speedup", "{:.2f}"),
+    "busy": ("one_thread", "busy", "{:.1%}"),
 }
 _TIME, _ERRORS = ("median_s", "p10_s", "p90_s", "runs"), ("relative_l2", "relative_l1", "rmse", "cosine", "rows")
 
