@@ -57,9 +57,9 @@ class Direct : ItemKernel<V, ExactScheme> {
   template <int R>
   static constexpr int kKeys = R == 4 && kSums < 16 ? 2 : 4;
 
-  // 16-bit rows take so much arithmetic per byte that out-of-order execution sees little of what comes next, and hardware
-  // prefetchers stop at each page. So far ahead, one row is 10 % faster on Zen 3 (1 and 3 KB: 3 to 5 %); f32 is slower,
-  // and 32 registers have not been measured.
+  // 16-bit rows take so much arithmetic per byte that out-of-order execution sees little of what comes next, and
+  // hardware prefetchers stop at each page. So far ahead, one row is 8 to 20 % faster on Zen 3 (1 and 3 KB: 2 to 5 %);
+  // f32 is slower, and sets of 32 registers have not been measured.
   static constexpr int kAhead = size_bytes(T) == 2 && kSums < 16 ? 2048 : 0;
   [[gnu::always_inline]] static void prefetch(const char* line) {
     if constexpr (kAhead > 0) __builtin_prefetch(line + kAhead);

@@ -19,8 +19,8 @@ constexpr int64_t kPartBlocks = 4, kMostParts = 64;
 constexpr int64_t kAutoRows = 32, kAutoKeys = 64, kAutoScores = 32768;
 // CLARY_AUTO's budget unless the caller sets one: INT8 on Gaussian data has 1.5 %.
 constexpr double kAutoBudget = 0.02;
-// Items per thread that keep the threads evenly busy, and the share of the time that they may wait for the last ones. On
-// AVX2 items of 64 rows are as fast as those of 128, and items of 32 up to 5 % slower.
+// Items per thread that keep the threads evenly busy, and the share of the time that they may wait for the last ones.
+// On AVX2 items of 64 rows are as fast as those of 128, and items of 32 up to 5 % slower.
 constexpr int64_t kItemsPerThread = 8;
 constexpr double kMostIdle = 0.03;
 

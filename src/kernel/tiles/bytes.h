@@ -134,7 +134,7 @@ class TileBytes {
       const F32 sums = V::mul(V::to_f32(pending_.codes[g].sums), V::set(1.0f / 255));
       V::store(l, V::mul_add(V::load(l), alpha, V::mul(sums, beta)));
       if (!pending_.moves) continue;
-      float* o = this->o(u.first_row) + g * kTileDwords;
+      float* o = rows_of_o(a_, s_, u.first_row) + g * kTileDwords;
       for (int tile = g; tile < groups_ * 4; tile += 2, o += 2 * kTileDwords)
         for (int i = 0; i < kTileDwords; i += 16) V::store(o + i, V::mul(V::load(o + i), alpha));
     }
