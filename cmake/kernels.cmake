@@ -5,6 +5,14 @@ set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math 
 if(CLARY_SANITIZE)
   set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off -Wno-ignored-attributes)  # instrumented unrolled loops take minutes to compile at -O3
 endif()
+if(CLARY_SANITIZE MATCHES "address")
+  # Checks of memory are calls: in place, they are most of what there is to compile.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    list(APPEND CLARY_KERNEL_FLAGS --param=asan-instrumentation-with-call-threshold=0)
+  else()
+    list(APPEND CLARY_KERNEL_FLAGS -mllvm -asan-instrumentation-with-call-threshold=0)
+  endif()
+endif()
 if(CLARY_BUILD_FUZZERS)
   list(APPEND CLARY_KERNEL_FLAGS -fno-sanitize=undefined)  # the asan preset has it
 endif()
@@ -33,6 +41,9 @@ endfunction()
 set(plain)
 if(NOT CLARY_SANITIZE)
   set(plain -O2 -ftree-vectorize)
+elseif(CLARY_SANITIZE MATCHES "undefined")
+  # Pointers are checked in the same templates by the set with real vectors.
+  set(plain -fno-sanitize=null,alignment,object-size,pointer-overflow)
 endif()
 clary_kernels(scalar ${plain})
 clary_kernels(amx_emulated ${plain})

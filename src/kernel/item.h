@@ -42,6 +42,12 @@ struct ItemState {
   float* spare = nullptr;        // one unit of O
 };
 
+// O from a row on. On the matrix engine O^T of the unit that begins there, [32 channels][channel tile][query tile]
+// [16 channels][16 queries].
+[[gnu::always_inline]] inline float* rows_of_o(const AttendArgs& args, const ItemState& state, int row) {
+  return state.o + int64_t{row} * args.sizes->value_width;
+}
+
 [[gnu::always_inline]] inline int64_t mask_blocks(const Problem& p) {
   return p.mask.kind == Mask::Kind::boolean ? (p.max_len_k + kBlockKeys - 1) / kBlockKeys : 0;
 }

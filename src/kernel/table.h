@@ -48,11 +48,7 @@ void attend_int8_item(const AttendArgs& args) {
 
 template <class V>
 void attend_directly(const AttendArgs& args) {
-  switch (args.problem->dtype) {
-    case DType::f32: return Direct<V, DType::f32>(args).run();
-    case DType::f16: return Direct<V, DType::f16>(args).run();
-    default: return Direct<V, DType::bf16>(args).run();
-  }
+  with_dtype(args.problem->dtype, [&](auto dtype) { Direct<V, dtype>(args).run(); });
 }
 
 template <class V>

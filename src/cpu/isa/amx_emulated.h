@@ -23,77 +23,77 @@ struct AmxEmulated : Scalar {
   static bool request_permission() { return true; }
 
   // Per thread, before any other tile operation; clears all registers. Without it the others trap, as on the hardware.
-  static void tile_config() { registers_ = {{}, true}; }
-  static void tile_release() { registers_.configured = false; }
+  [[gnu::noinline]] static void tile_config() { registers_ = {{}, true}; }
+  [[gnu::noinline]] static void tile_release() { registers_.configured = false; }
   template <int T>
-  static void tile_zero() {
+  [[gnu::noinline]] static void tile_zero() {
     tile<T>() = {};
   }
   // Row i at p + i * stride_bytes; the stride may be 0 (all rows alike) or negative, and needs no alignment.
   template <int T>
-  static void tile_load(const void* p, int64_t stride_bytes) {
+  [[gnu::noinline]] static void tile_load(const void* p, int64_t stride_bytes) {
     for (int i = 0; i < 16; ++i) std::memcpy(tile<T>().row[i], static_cast<const char*>(p) + i * stride_bytes, 64);
   }
   template <int T>
-  static void tile_store(void* p, int64_t stride_bytes) {
+  [[gnu::noinline]] static void tile_store(void* p, int64_t stride_bytes) {
     for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride_bytes, tile<T>().row[i], 64);
   }
   // As tile_load, for what is not used again soon: it need not displace anything in the first cache.
   template <int T>
-  static void tile_load_once(const void* p, int64_t stride_bytes) {
+  [[gnu::noinline]] static void tile_load_once(const void* p, int64_t stride_bytes) {
     tile_load<T>(p, stride_bytes);
   }
   // Signed bytes by signed bytes; sums are exact modulo 2^32.
   template <int C, int A, int B>
-  static void tile_dot4_ss() {
+  [[gnu::noinline]] static void tile_dot4_ss() {
     multiply_bytes<int8_t>(tile<C>(), tile<A>(), tile<B>());
   }
   // Signed bytes of A by unsigned bytes of B.
   template <int C, int A, int B>
-  static void tile_dot4_su() {
+  [[gnu::noinline]] static void tile_dot4_su() {
     multiply_bytes<uint8_t>(tile<C>(), tile<A>(), tile<B>());
   }
   // bf16. As tdpbf16ps is specified: low and high products are summed apart, each from zero and in the order of k by
   // fused multiply-adds; then low + high is added to C. Denormal inputs and results are zero.
   template <int C, int A, int B>
-  static void tile_dot2() {
+  [[gnu::noinline]] static void tile_dot2() {
     multiply_bf16(tile<C>(), tile<A>(), tile<B>());
   }
 
   // ---- words of 16 bits, for what lies between two tile products
-  static I16 as_i16(I32 a) { return std::bit_cast<I16>(a); }
-  static I32 as_words(I16 a) { return std::bit_cast<I32>(a); }
+  [[gnu::noinline]] static I16 as_i16(I32 a) { return std::bit_cast<I16>(a); }
+  [[gnu::noinline]] static I32 as_words(I16 a) { return std::bit_cast<I32>(a); }
   // The low words of a and b, side by side in every lane.
-  static I16 join_words(I32 a, I32 b) {
+  [[gnu::noinline]] static I16 join_words(I32 a, I32 b) {
     return as_i16(each<I32>([&](int i) {
       return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) & 0xffff) | static_cast<uint32_t>(b.v[i]) << 16);
     }));
   }
-  static I16 max_u16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 max_u16(I16 a, I16 b) {
     return each<I16>(
         [&](int i) { return static_cast<uint16_t>(a.v[i]) > static_cast<uint16_t>(b.v[i]) ? a.v[i] : b.v[i]; });
   }
   // a - b, or 0 where b is larger; unsigned
-  static I16 sub_u16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 sub_u16(I16 a, I16 b) {
     return each<I16>([&](int i) {
       const auto x = static_cast<uint16_t>(a.v[i]), y = static_cast<uint16_t>(b.v[i]);
       return static_cast<int16_t>(x > y ? x - y : 0);
     });
   }
   // Bits 2 to 9 of the words of a and of b, side by side in every word.
-  static I32 join_codes(I16 a, I16 b) {
+  [[gnu::noinline]] static I32 join_codes(I16 a, I16 b) {
     return as_words(
         each<I16>([&](int i) { return static_cast<int16_t>((a.v[i] >> 2 & 255) | (b.v[i] >> 2 & 255) << 8); }));
   }
   // 255 * 2^((c - 255) / 28) of every byte, as a byte.
-  static I32 exp2_codes(I32 codes) {
+  [[gnu::noinline]] static I32 exp2_codes(I32 codes) {
     uint8_t x[64];
     std::memcpy(x, &codes, 64);
     for (uint8_t& c : x) c = kByteTable.v[c];
     return read<I32>(x);
   }
   // 2^(w / 128 - 127) as bf16, from a bf16 whose mantissa is linear to one that is right.
-  static I16 bf16_of_words(I16 w) {
+  [[gnu::noinline]] static I16 bf16_of_words(I16 w) {
     return each<I16>([&](int i) {
       return static_cast<int16_t>(w.v[i] - kMantissaTable.v[static_cast<uint16_t>(w.v[i]) >> 1 & 63]);
     });
@@ -116,7 +116,7 @@ struct AmxEmulated : Scalar {
     return registers_.tile[T];
   }
   template <class Byte>
-  static void multiply_bytes(Tile& c, const Tile& a, const Tile& b) {
+  [[gnu::noinline]] static void multiply_bytes(Tile& c, const Tile& a, const Tile& b) {
     for (int m = 0; m < 16; ++m)
       for (int n = 0; n < 16; ++n)
         for (int k = 0; k < 16; ++k)
@@ -125,7 +125,7 @@ struct AmxEmulated : Scalar {
             c.row[m][n] += static_cast<uint32_t>(product);
           }
   }
-  static void multiply_bf16(Tile& c, const Tile& a, const Tile& b) {
+  [[gnu::noinline]] static void multiply_bf16(Tile& c, const Tile& a, const Tile& b) {
     constexpr uint32_t kHigh = 0xffff0000u;
     for (int m = 0; m < 16; ++m)
       for (int n = 0; n < 16; ++n) {
@@ -138,7 +138,9 @@ struct AmxEmulated : Scalar {
         c.row[m][n] = std::bit_cast<uint32_t>(flush(flush(std::bit_cast<float>(c.row[m][n])) + flush(low + high)));
       }
   }
-  static float flush(float x) { return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x; }
+  [[gnu::noinline]] static float flush(float x) {
+    return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+  }
 };
 
 }  // namespace clary

@@ -93,7 +93,7 @@ class TileAttend : ItemKernel<V, S> {
     const bool fast = whole && reach * largest_norm_ < kFusedReach && a_.problem->mask.kind != Mask::Kind::additive;
     if (!fused || with_mask || !run_fused(u, fast)) {
       products_.release_tiles();
-      natural_.run(u, with_mask, products_.o(row));
+      natural_.run(u, with_mask, rows_of_o(a_, s_, row));
     }
     products_.run(u);
   }
@@ -123,7 +123,7 @@ class TileAttend : ItemKernel<V, S> {
   void restore_rows() const {
     const int width = a_.sizes->value_width;
     for (int row = 0; row < s_.rows; row += kTileUnitRows) {
-      float* const o = products_.o(row);
+      float* const o = rows_of_o(a_, s_, row);
       for (int tile = 0; tile < width / 8; ++tile) {
         I32 x[16];
         for (int i = 0; i < 16; ++i) x[i] = V::load_i32(o + tile * kTileDwords + i * 16);

@@ -26,7 +26,6 @@ class TileBytes {
       : a_(args), s_(state), scores_(scores), groups_(args.sizes->value_width / 32) {}
 
   // As TileProducts; here no tile waits in its register for a place to be stored.
-  float* o(int first_row) const { return s_.o + int64_t{first_row} * a_.sizes->value_width; }
   float* take_pending(float* otherwise) const { return otherwise; }
   void release_tiles() const {}
 
@@ -135,7 +134,7 @@ class TileBytes {
       const F32 sums = V::mul(V::to_f32(pending_.codes[g].sums), V::set(1.0f / 255));
       V::store(l, V::mul_add(V::load(l), alpha, V::mul(sums, beta)));
       if (!pending_.moves) continue;
-      float* o = this->o(u.first_row) + g * kTileDwords;
+      float* o = rows_of_o(a_, s_, u.first_row) + g * kTileDwords;
       for (int tile = g; tile < groups_ * 4; tile += 2, o += 2 * kTileDwords)
         for (int i = 0; i < kTileDwords; i += 16) V::store(o + i, V::mul(V::load(o + i), alpha));
     }
@@ -174,7 +173,7 @@ class TileBytes {
         a_.head->value_scales + u.block * a_.sizes->value_width + g * 32 + quarter / 8 * 16 + quarter % 4 * 4;
     const F32 beta = V::load(pending_.beta[quarter / 4 % 2]);
     const int32_t* from = raw() + quarter * 64;
-    float* to = o(u.first_row) + int64_t{g} * 4 * kTileDwords + quarter * 64;
+    float* to = rows_of_o(a_, s_, u.first_row) + int64_t{g} * 4 * kTileDwords + quarter * 64;
     unroll<4>([&](auto i) __attribute__((always_inline)) {
       const F32 weight = V::mul(beta, V::set(scales[i]));
       V::store(to + i * 16, V::mul_add(V::to_f32(V::load_i32(from + i * 16)), weight, V::load(to + i * 16)));

@@ -17,9 +17,6 @@ class TileProducts {
   TileProducts(const AttendArgs& args, const ItemState& state, const TileScores<V, S>&)
       : a_(args), s_(state), groups_(args.sizes->value_width / 32) {}
 
-  // O^T of a unit, [32 channels][channel tile][query tile][16 channels][16 queries].
-  float* o(int first_row) const { return s_.o + int64_t{first_row} * a_.sizes->value_width; }
-
   void run(const TileUnit& u) {
     F32 sums[2][2] = {{V::zero(), V::zero()}, {V::zero(), V::zero()}};
     // Every row of P is summed once, beside the products of one, two or four groups.
@@ -58,7 +55,7 @@ class TileProducts {
   [[gnu::noinline]] void group(const TileUnit& u, int g, F32 (&sums)[2][2]) {
     const std::byte* v =
         a_.head->values + u.block * a_.sizes->value_block_bytes + int64_t{g} * (kBlockKeys / 32) * 2048;
-    float* o_tiles = o(u.first_row) + int64_t{g} * 4 * kTileDwords;
+    float* o_tiles = rows_of_o(a_, s_, u.first_row) + int64_t{g} * 4 * kTileDwords;
     unroll<4>([&](auto j) __attribute__((always_inline)) {
       if (pending_ != nullptr) V::template tile_store<4 + j>(pending_ + j * kTileDwords, 64);
       V::template tile_load<4 + j>(o_tiles + j * kTileDwords, 64);
