@@ -61,39 +61,39 @@ struct AmxEmulated : Scalar {
   }
 
   // ---- words of 16 bits, for what lies between two tile products
-  [[gnu::noinline]] static I16 as_i16(I32 a) { return std::bit_cast<I16>(a); }
-  [[gnu::noinline]] static I32 as_words(I16 a) { return std::bit_cast<I32>(a); }
+  [[gnu::noinline]] static I16 as_i16(const I32& a) { return std::bit_cast<I16>(a); }
+  [[gnu::noinline]] static I32 as_words(const I16& a) { return std::bit_cast<I32>(a); }
   // The low words of a and b, side by side in every lane.
-  [[gnu::noinline]] static I16 join_words(I32 a, I32 b) {
+  [[gnu::noinline]] static I16 join_words(const I32& a, const I32& b) {
     return as_i16(each<I32>([&](int i) {
       return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) & 0xffff) | static_cast<uint32_t>(b.v[i]) << 16);
     }));
   }
-  [[gnu::noinline]] static I16 max_u16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 max_u16(const I16& a, const I16& b) {
     return each<I16>(
         [&](int i) { return static_cast<uint16_t>(a.v[i]) > static_cast<uint16_t>(b.v[i]) ? a.v[i] : b.v[i]; });
   }
   // a - b, or 0 where b is larger; unsigned
-  [[gnu::noinline]] static I16 sub_u16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 sub_u16(const I16& a, const I16& b) {
     return each<I16>([&](int i) {
       const auto x = static_cast<uint16_t>(a.v[i]), y = static_cast<uint16_t>(b.v[i]);
       return static_cast<int16_t>(x > y ? x - y : 0);
     });
   }
   // Bits 2 to 9 of the words of a and of b, side by side in every word.
-  [[gnu::noinline]] static I32 join_codes(I16 a, I16 b) {
+  [[gnu::noinline]] static I32 join_codes(const I16& a, const I16& b) {
     return as_words(
         each<I16>([&](int i) { return static_cast<int16_t>((a.v[i] >> 2 & 255) | (b.v[i] >> 2 & 255) << 8); }));
   }
   // 255 * 2^((c - 255) / 28) of every byte, as a byte.
-  [[gnu::noinline]] static I32 exp2_codes(I32 codes) {
+  [[gnu::noinline]] static I32 exp2_codes(const I32& codes) {
     uint8_t x[64];
     std::memcpy(x, &codes, 64);
     for (uint8_t& c : x) c = kByteTable.v[c];
     return read<I32>(x);
   }
   // 2^(w / 128 - 127) as bf16, from a bf16 whose mantissa is linear to one that is right.
-  [[gnu::noinline]] static I16 bf16_of_words(I16 w) {
+  [[gnu::noinline]] static I16 bf16_of_words(const I16& w) {
     return each<I16>([&](int i) {
       return static_cast<int16_t>(w.v[i] - kMantissaTable.v[static_cast<uint16_t>(w.v[i]) >> 1 & 63]);
     });

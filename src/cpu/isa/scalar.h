@@ -61,30 +61,30 @@ struct Scalar {
 
   // ---- memory; no alignment is required
   [[gnu::noinline]] static F32 load(const float* p) { return read<F32>(p); }
-  [[gnu::noinline]] static void store(float* p, F32 x) { std::memcpy(p, &x, sizeof x); }
+  [[gnu::noinline]] static void store(float* p, const F32& x) { std::memcpy(p, &x, sizeof x); }
   [[gnu::noinline]] static I32 load_i32(const void* p) { return read<I32>(p); }
-  [[gnu::noinline]] static void store_i32(void* p, I32 x) { std::memcpy(p, &x, sizeof x); }
+  [[gnu::noinline]] static void store_i32(void* p, const I32& x) { std::memcpy(p, &x, sizeof x); }
   [[gnu::noinline]] static I16 load_i16(const int16_t* p) { return read<I16>(p); }
-  [[gnu::noinline]] static void store_i16(int16_t* p, I16 x) { std::memcpy(p, &x, sizeof x); }
+  [[gnu::noinline]] static void store_i16(int16_t* p, const I16& x) { std::memcpy(p, &x, sizeof x); }
   [[gnu::noinline]] static F32 load_f16(const uint16_t* p) {
     return each<F32>([&](int i) { return f16_to_f32(p[i]); });
   }
   [[gnu::noinline]] static F32 load_bf16(const uint16_t* p) {
     return each<F32>([&](int i) { return std::bit_cast<float>(static_cast<uint32_t>(p[i]) << 16); });
   }
-  [[gnu::noinline]] static void store_f16(uint16_t* p, F32 x) {
+  [[gnu::noinline]] static void store_f16(uint16_t* p, const F32& x) {
     for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(x.v[i]);
   }
   // Round to nearest even; NaN stays NaN.
-  [[gnu::noinline]] static void store_bf16(uint16_t* p, F32 x) {
+  [[gnu::noinline]] static void store_bf16(uint16_t* p, const F32& x) {
     for (int i = 0; i < 16; ++i) p[i] = f32_to_bf16(x.v[i]);
   }
   // The low byte of each lane.
-  [[gnu::noinline]] static void store_i8(void* p, I32 x) {
+  [[gnu::noinline]] static void store_i8(void* p, const I32& x) {
     for (int i = 0; i < 16; ++i) static_cast<int8_t*>(p)[i] = static_cast<int8_t>(x.v[i]);
   }
   // as signed words, saturated; for sets with kBytesAsWords
-  [[gnu::noinline]] static void store_words(int16_t* p, I32 x) {
+  [[gnu::noinline]] static void store_words(int16_t* p, const I32& x) {
     for (int i = 0; i < 16; ++i)
       p[i] = static_cast<int16_t>(x.v[i] < -32768 ? -32768 : x.v[i] > 32767 ? 32767 : x.v[i]);
   }
@@ -97,34 +97,34 @@ struct Scalar {
     return each<F32>([&](int) { return x; });
   }
   [[gnu::noinline]] static F32 zero() { return set(0); }
-  [[gnu::noinline]] static F32 add(F32 a, F32 b) {
+  [[gnu::noinline]] static F32 add(const F32& a, const F32& b) {
     return each<F32>([&](int i) { return a.v[i] + b.v[i]; });
   }
-  [[gnu::noinline]] static F32 sub(F32 a, F32 b) {
+  [[gnu::noinline]] static F32 sub(const F32& a, const F32& b) {
     return each<F32>([&](int i) { return a.v[i] - b.v[i]; });
   }
-  [[gnu::noinline]] static F32 mul(F32 a, F32 b) {
+  [[gnu::noinline]] static F32 mul(const F32& a, const F32& b) {
     return each<F32>([&](int i) { return a.v[i] * b.v[i]; });
   }
-  [[gnu::noinline]] static F32 div(F32 a, F32 b) {
+  [[gnu::noinline]] static F32 div(const F32& a, const F32& b) {
     return each<F32>([&](int i) { return a.v[i] / b.v[i]; });
   }
   // a * b + c, rounded once
-  [[gnu::noinline]] static F32 mul_add(F32 a, F32 b, F32 c) {
+  [[gnu::noinline]] static F32 mul_add(const F32& a, const F32& b, const F32& c) {
     return each<F32>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
   }
   // Both undefined when a lane is NaN (sets differ in which operand they return).
-  [[gnu::noinline]] static F32 max(F32 a, F32 b) {
+  [[gnu::noinline]] static F32 max(const F32& a, const F32& b) {
     return each<F32>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
-  [[gnu::noinline]] static F32 min(F32 a, F32 b) {
+  [[gnu::noinline]] static F32 min(const F32& a, const F32& b) {
     return each<F32>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
   }
-  [[gnu::noinline]] static F32 abs(F32 a) {
+  [[gnu::noinline]] static F32 abs(const F32& a) {
     return each<F32>([&](int i) { return std::fabs(a.v[i]); });
   }
   // a < b ? x : y; false where a or b is NaN
-  [[gnu::noinline]] static F32 select_less(F32 a, F32 b, F32 x, F32 y) {
+  [[gnu::noinline]] static F32 select_less(const F32& a, const F32& b, const F32& x, const F32& y) {
     return each<F32>([&](int i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
   }
   // Folds halves: lane i with lane i + 8, then i + 4, i + 2, i + 1.
@@ -150,7 +150,7 @@ struct Scalar {
   }
   // 2^x with a relative error of 1.6e-7; exactly 1 at 0 and exactly 0 below -125 (so that no denormal appears).
   // Requires x <= 126. Polynomial: minimax on [-1/2, 1/2] with the constant term fixed to 1.
-  [[gnu::noinline]] static F32 exp2(F32 x) {
+  [[gnu::noinline]] static F32 exp2(const F32& x) {
     return each<F32>([&](int i) {
       if (!(x.v[i] >= -125.0f)) return 0.0f;
       const float r = std::nearbyint(x.v[i]), f = x.v[i] - r;
@@ -162,20 +162,20 @@ struct Scalar {
 
   // ---- conversions
   // Nearest even; -inf gives INT32_MIN, NaN anything.
-  [[gnu::noinline]] static I32 to_i32(F32 a) {
+  [[gnu::noinline]] static I32 to_i32(const F32& a) {
     return each<I32>([&](int i) {
       if (!(a.v[i] > -2147483648.0f)) return INT32_MIN;
       if (a.v[i] >= 2147483648.0f) return INT32_MIN;
       return static_cast<int32_t>(std::nearbyint(a.v[i]));
     });
   }
-  [[gnu::noinline]] static F32 to_f32(I32 a) {
+  [[gnu::noinline]] static F32 to_f32(const I32& a) {
     return each<F32>([&](int i) { return static_cast<float>(a.v[i]); });
   }
-  [[gnu::noinline]] static F32 as_f32(I32 a) { return std::bit_cast<F32>(a); }
-  [[gnu::noinline]] static I32 as_i32(F32 a) { return std::bit_cast<I32>(a); }
+  [[gnu::noinline]] static F32 as_f32(const I32& a) { return std::bit_cast<F32>(a); }
+  [[gnu::noinline]] static I32 as_i32(const F32& a) { return std::bit_cast<I32>(a); }
   // Two vectors of floats that are exact in bf16, as 32 bf16 in natural order.
-  [[gnu::noinline]] static void store_bf16_exact(uint16_t* p, F32 a, F32 b) {
+  [[gnu::noinline]] static void store_bf16_exact(uint16_t* p, const F32& a, const F32& b) {
     for (int i = 0; i < 16; ++i) {
       p[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(a.v[i]) >> 16);
       p[16 + i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(b.v[i]) >> 16);
@@ -186,29 +186,29 @@ struct Scalar {
   [[gnu::noinline]] static I32 set_i32(int32_t x) {
     return each<I32>([&](int) { return x; });
   }
-  [[gnu::noinline]] static I32 add_i32(I32 a, I32 b) {
+  [[gnu::noinline]] static I32 add_i32(const I32& a, const I32& b) {
     return each<I32>(
         [&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])); });
   }
-  [[gnu::noinline]] static I32 sub_i32(I32 a, I32 b) {
+  [[gnu::noinline]] static I32 sub_i32(const I32& a, const I32& b) {
     return each<I32>(
         [&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i])); });
   }
-  [[gnu::noinline]] static I32 max_i32(I32 a, I32 b) {
+  [[gnu::noinline]] static I32 max_i32(const I32& a, const I32& b) {
     return each<I32>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
-  [[gnu::noinline]] static I32 and_i32(I32 a, I32 b) {
+  [[gnu::noinline]] static I32 and_i32(const I32& a, const I32& b) {
     return each<I32>([&](int i) { return a.v[i] & b.v[i]; });
   }
-  [[gnu::noinline]] static I32 or_i32(I32 a, I32 b) {
+  [[gnu::noinline]] static I32 or_i32(const I32& a, const I32& b) {
     return each<I32>([&](int i) { return a.v[i] | b.v[i]; });
   }
   template <int n>
-  [[gnu::noinline]] static I32 shift_left(I32 a) {
+  [[gnu::noinline]] static I32 shift_left(const I32& a) {
     return each<I32>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n); });
   }
   template <int n>  // logical
-  [[gnu::noinline]] static I32 shift_right(I32 a) {
+  [[gnu::noinline]] static I32 shift_right(const I32& a) {
     return each<I32>([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n); });
   }
   [[gnu::noinline]] static int32_t reduce_add_i32(I32 a) {
@@ -222,7 +222,7 @@ struct Scalar {
     return m;
   }
   // Smaller of each of the 64 unsigned bytes.
-  [[gnu::noinline]] static I32 min_u8(I32 a, I32 b) {
+  [[gnu::noinline]] static I32 min_u8(const I32& a, const I32& b) {
     uint8_t x[64], y[64];
     std::memcpy(x, &a, 64), std::memcpy(y, &b, 64);
     for (int i = 0; i < 64; ++i) x[i] = x[i] < y[i] ? x[i] : y[i];
@@ -231,7 +231,7 @@ struct Scalar {
 
   // ---- dot products: per 32-bit lane
   // acc + sum of 4 products of unsigned bytes of `u` with signed bytes of `s`; exact
-  [[gnu::noinline]] static I32 dot4(I32 acc, I32 u, I32 s) {
+  [[gnu::noinline]] static I32 dot4(const I32& acc, const I32& u, const I32& s) {
     return each<I32>([&](int i) {
       uint8_t a[4];
       int8_t b[4];
@@ -240,14 +240,14 @@ struct Scalar {
     });
   }
   // both signed, and both unsigned; for sets with kSignedKeys and kUnsignedValues
-  [[gnu::noinline]] static I32 dot4_ss(I32 acc, I32 a, I32 b) {
+  [[gnu::noinline]] static I32 dot4_ss(const I32& acc, const I32& a, const I32& b) {
     return each<I32>([&](int i) { return dot_bytes<int8_t, int8_t>(acc.v[i], &a.v[i], &b.v[i], 4); });
   }
-  [[gnu::noinline]] static I32 dot4_uu(I32 acc, I32 a, I32 b) {
+  [[gnu::noinline]] static I32 dot4_uu(const I32& acc, const I32& a, const I32& b) {
     return each<I32>([&](int i) { return dot_bytes<uint8_t, uint8_t>(acc.v[i], &a.v[i], &b.v[i], 4); });
   }
   // acc + the products of the low and of the high signed words; for sets with kBytesAsWords
-  [[gnu::noinline]] static I32 dot2_i16(I32 acc, I32 a, I32 b) {
+  [[gnu::noinline]] static I32 dot2_i16(const I32& acc, const I32& a, const I32& b) {
     return each<I32>([&](int i) {
       int16_t x[2], y[2];
       std::memcpy(x, &a.v[i], 4), std::memcpy(y, &b.v[i], 4);
@@ -256,7 +256,7 @@ struct Scalar {
     });
   }
   // acc + the low and then the high product of bf16 pairs, rounded after each
-  [[gnu::noinline]] static F32 dot2(F32 acc, I32 a, I32 b) {
+  [[gnu::noinline]] static F32 dot2(const F32& acc, const I32& a, const I32& b) {
     return each<F32>([&](int i) {
       const auto x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]);
       const float low = std::fma(std::bit_cast<float>(x << 16), std::bit_cast<float>(y << 16), acc.v[i]);
@@ -270,15 +270,15 @@ struct Scalar {
   };
   [[gnu::noinline]] static Quad load_quad(const uint32_t* p) { return read<Quad>(p); }
   template <int L>
-  [[gnu::noinline]] static F32 mul_add_lane(F32 x, Quad q, F32 acc) {
+  [[gnu::noinline]] static F32 mul_add_lane(const F32& x, const Quad& q, const F32& acc) {
     return mul_add(x, as_f32(set_i32(q.v[L])), acc);
   }
   template <int L>
-  [[gnu::noinline]] static I32 dot4_ss_lane(I32 acc, I32 x, Quad q) {
+  [[gnu::noinline]] static I32 dot4_ss_lane(const I32& acc, const I32& x, const Quad& q) {
     return dot4_ss(acc, x, set_i32(q.v[L]));
   }
   template <int L>
-  [[gnu::noinline]] static I32 dot4_uu_lane(I32 acc, I32 x, Quad q) {
+  [[gnu::noinline]] static I32 dot4_uu_lane(const I32& acc, const I32& x, const Quad& q) {
     return dot4_uu(acc, x, set_i32(q.v[L]));
   }
 
@@ -303,9 +303,13 @@ struct Scalar {
       x.v[i] = from.v[at], y.v[i] = from.v[at + 2];
     }
   }
-  [[gnu::noinline]] static I32 dot8_ss(I32 acc, Quad rows, I32 packed) { return dot8<int8_t>(acc, rows, packed); }
-  [[gnu::noinline]] static I32 dot8_us(I32 acc, Quad rows, I32 packed) { return dot8<uint8_t>(acc, rows, packed); }
-  [[gnu::noinline]] static F32 dot4_bf16(F32 acc, Quad rows, I32 packed) {
+  [[gnu::noinline]] static I32 dot8_ss(const I32& acc, const Quad& rows, const I32& packed) {
+    return dot8<int8_t>(acc, rows, packed);
+  }
+  [[gnu::noinline]] static I32 dot8_us(const I32& acc, const Quad& rows, const I32& packed) {
+    return dot8<uint8_t>(acc, rows, packed);
+  }
+  [[gnu::noinline]] static F32 dot4_bf16(const F32& acc, const Quad& rows, const I32& packed) {
     return each<F32>([&](int i) {
       F32 sum = set(acc.v[i]);
       for (int step = 0; step < 2; ++step)
@@ -332,22 +336,22 @@ struct Scalar {
   [[gnu::noinline]] static I16 set_i16(int16_t x) {
     return each<I16>([&](int) { return x; });
   }
-  [[gnu::noinline]] static I16 add_i16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 add_i16(const I16& a, const I16& b) {
     return each<I16>([&](int i) { return static_cast<int16_t>(a.v[i] + b.v[i]); });
   }
-  [[gnu::noinline]] static I16 sub_i16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 sub_i16(const I16& a, const I16& b) {
     return each<I16>([&](int i) { return static_cast<int16_t>(a.v[i] - b.v[i]); });
   }
-  [[gnu::noinline]] static I16 max_i16(I16 a, I16 b) {
+  [[gnu::noinline]] static I16 max_i16(const I16& a, const I16& b) {
     return each<I16>([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
   template <int n>  // logical
-  [[gnu::noinline]] static I16 shift_right_i16(I16 a) {
+  [[gnu::noinline]] static I16 shift_right_i16(const I16& a) {
     return each<I16>([&](int i) { return static_cast<int16_t>(static_cast<uint16_t>(a.v[i]) >> n); });
   }
   // x / 2^n, rounded to nearest (upwards from the middle), of 15-bit numbers
   template <int n>
-  [[gnu::noinline]] static I16 round_shift_i16(I16 a) {
+  [[gnu::noinline]] static I16 round_shift_i16(const I16& a) {
     return each<I16>([&](int i) { return static_cast<int16_t>((a.v[i] + (1 << (n - 1))) >> n); });
   }
   [[gnu::noinline]] static int16_t reduce_max_i16(I16 a) {
@@ -356,7 +360,7 @@ struct Scalar {
     return m;
   }
   // Saturating, by quarters: quarter L of the result is a's quarter L, then b's.
-  [[gnu::noinline]] static I16 pack_i16(I32 a, I32 b) {
+  [[gnu::noinline]] static I16 pack_i16(const I32& a, const I32& b) {
     return each<I16>([&](int i) {
       const int quarter = i / 8, lane = i % 8;
       const int32_t x = lane < 4 ? a.v[4 * quarter + lane] : b.v[4 * quarter + lane - 4];
@@ -364,7 +368,7 @@ struct Scalar {
     });
   }
   // Saturating to 0..255, by quarters as pack_i16: 64 bytes.
-  [[gnu::noinline]] static void store_u8(uint8_t* p, I16 a, I16 b) {
+  [[gnu::noinline]] static void store_u8(uint8_t* p, const I16& a, const I16& b) {
     for (int i = 0; i < 64; ++i) {
       const int quarter = i / 16, lane = i % 16;
       const int16_t x = lane < 8 ? a.v[8 * quarter + lane] : b.v[8 * quarter + lane - 8];
@@ -372,13 +376,13 @@ struct Scalar {
     }
   }
   // 8160 * 2^(-d/64): kExp2Table[d mod 64] / 2^(d / 64), rounded down, / 8, rounded. Requires 0 <= d < 1024.
-  [[gnu::noinline]] static I16 exp2_i16(I16 d) {
+  [[gnu::noinline]] static I16 exp2_i16(const I16& d) {
     return each<I16>(
         [&](int i) { return static_cast<int16_t>(((kExp2Table.v[d.v[i] & 63] >> (d.v[i] >> 6)) + 4) >> 3); });
   }
   // ---- for sets with kQuarters
   // 65280 * 2^((w + 128) / 64) / 8, rounded: (exp2_i16(-128 - w) + 4) / 8. Requires -1151 <= w <= -128.
-  [[gnu::noinline]] static I16 exp2_eighths(I16 w) {
+  [[gnu::noinline]] static I16 exp2_eighths(const I16& w) {
     return each<I16>([&](int i) {
       const int d = -128 - w.v[i];
       return static_cast<int16_t>(((kExp2Table.v[d & 63] >> (d >> 6)) + 4) >> 3);
@@ -386,26 +390,28 @@ struct Scalar {
   }
   // Words below 2^(8 + kBits) over 2^kBits, rounded, by quarters as pack_i16: 64 bytes.
   template <int kBits>
-  [[gnu::noinline]] static void store_u8_rounded(uint8_t* p, I16 a, I16 b) {
+  [[gnu::noinline]] static void store_u8_rounded(uint8_t* p, const I16& a, const I16& b) {
     store_u8_steps<kBits, 8>(p, a, b);
   }
   // the same with 8 bytes left out after every 8, for the other row of a pair
   template <int kBits>
-  [[gnu::noinline]] static void store_u8_rounded_apart(uint8_t* p, I16 a, I16 b) {
+  [[gnu::noinline]] static void store_u8_rounded_apart(uint8_t* p, const I16& a, const I16& b) {
     store_u8_steps<kBits, 16>(p, a, b);
   }
   // As store_bf16_exact, with 4 words left out after every 4.
-  [[gnu::noinline]] static void store_bf16_exact_apart(uint16_t* p, F32 a, F32 b) {
+  [[gnu::noinline]] static void store_bf16_exact_apart(uint16_t* p, const F32& a, const F32& b) {
     uint16_t words[32];
     store_bf16_exact(words, a, b);
     for (int i = 0; i < 32; i += 4) std::memcpy(p + 2 * i, words + i, 8);
   }
   // Sums of integers that begin at small_sums() and stay within 2^22 of it, as floats.
   [[gnu::noinline]] static I32 small_sums() { return set_i32(0); }
-  [[gnu::noinline]] static F32 to_f32_small(I32 x) { return to_f32(x); }
+  [[gnu::noinline]] static F32 to_f32_small(const I32& x) { return to_f32(x); }
   // to_i32(x) as words: lanes 0 to 7 to p, the others to p + apart. Small: each fits.
-  [[gnu::noinline]] static void store_small_words(int16_t* p, int apart, F32 x) { store_words_saturated(p, apart, x); }
-  [[gnu::noinline]] static void store_words_saturated(int16_t* p, int apart, F32 x) {
+  [[gnu::noinline]] static void store_small_words(int16_t* p, int apart, const F32& x) {
+    store_words_saturated(p, apart, x);
+  }
+  [[gnu::noinline]] static void store_words_saturated(int16_t* p, int apart, const F32& x) {
     int16_t words[16];
     store_words(words, to_i32(x));
     std::memcpy(p, words, 16), std::memcpy(p + apart, words + 8, 16);
@@ -413,7 +419,7 @@ struct Scalar {
 
   // ---- sums
   // Unsigned: lane 2i + lane 2i+1, as 16 lanes of 32 bits
-  [[gnu::noinline]] static I32 sum_pairs_u16(I16 a) {
+  [[gnu::noinline]] static I32 sum_pairs_u16(const I16& a) {
     return each<I32>([&](int i) { return static_cast<uint16_t>(a.v[2 * i]) + static_cast<uint16_t>(a.v[2 * i + 1]); });
   }
 
