@@ -91,7 +91,7 @@ class Accumulate {
 
   template <int N>
   [[gnu::always_inline]] void add(const Unit& u, int row, int channel, typename Pv::Acc (&acc)[N]) const {
-    float* o = rows_of_o(a_, s_, u.first_row + row) + channel;
+    float* o = s_.o + int64_t{u.first_row + row} * a_.sizes->value_width + channel;
     const F32 alpha = V::set(s_.alpha[row]);
     unroll<N>([&](auto n) __attribute__((always_inline)) {
       add(o + n * 16, alpha, s_.beta[row], value_scales(u, channel + n * 16), acc[n]);

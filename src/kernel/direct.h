@@ -80,6 +80,12 @@ class Direct : ItemKernel<V, ExactScheme> {
     return static_cast<const char*>(base) + index * size_bytes(T);
   }
 
+  // The channels of a row from c on, less than 32, and zeros.
+  [[gnu::always_inline]] static void copy_tail(const char* row, int64_t c, int64_t dim, char (&to)[128]) {
+    std::memset(to, 0, sizeof to);
+    std::memcpy(to, row + c * size_bytes(T), static_cast<size_t>((dim - c) * size_bytes(T)));
+  }
+
   // bf16: each 32 floats of a row become their even ones and then the odd ones, or (kBack) these become those.
   template <bool kBack>
   static void split(float* row, int64_t dim) {
@@ -152,7 +158,7 @@ class Direct : ItemKernel<V, ExactScheme> {
       }
       if (whole == p_.dim_qk) return;
       char tail[128];
-      Rows<V>::template copy_end<32>(rows[k], T, whole, p_.dim_qk, tail);
+      copy_tail(rows[k], whole, p_.dim_qk, tail);
       add_32(tail, whole);
     });
     float sums[kSums];
@@ -205,11 +211,11 @@ class Direct : ItemKernel<V, ExactScheme> {
   void add_panel(const Unit& u, int panel, int64_t channel) {
     F32 sum[N];
     unroll<N>([&](auto n) __attribute__((always_inline)) { sum[n] = V::load(s_.spare + channel + n * 16); });
-    const bool cut = N == 2 && channel + 32 > p_.dim_v;
+    const bool cut = channel + N * 16 > p_.dim_v;
     for (int key = panel * kPanelKeys, end = end_of(u, panel); key < end; ++key) {
       const char* v = value_row(u.block * kBlockKeys + key);
       char tail[128];
-      if (cut) Rows<V>::template copy_end<32>(v, T, channel, p_.dim_v, tail);
+      if (cut) copy_tail(v, channel, p_.dim_v, tail);
       const char* from = cut ? tail : v + channel * size_bytes(T);
       const F32 weight = V::set(s_.s[key]);
       unroll<N>([&](auto n) __attribute__((always_inline)) {
@@ -249,10 +255,7 @@ class Direct : ItemKernel<V, ExactScheme> {
     }
     if (whole == dim) return;
     char tails[K][128];
-    for (int k = 0; k < K; ++k) {
-      Rows<V>::template copy_end<32>(rows[k], T, 0, dim - whole, tails[k]);
-      rows[k] = tails[k];
-    }
+    for (int k = 0; k < K; ++k) copy_tail(rows[k], 0, dim - whole, tails[k]), rows[k] = tails[k];
     add_32(rows, weight, sums, stride);
   }
 

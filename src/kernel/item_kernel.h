@@ -180,7 +180,8 @@ class ItemKernel {
 
   void finish() {
     for (int r = 0; r < a_.count; ++r)
-      finish_row<V>(a_, a_.rows[r], {row_m(r), row_l(r), row_constant(r), s_.exact[r]}, rows_of_o(a_, s_, r));
+      finish_row<V>(a_, a_.rows[r], {row_m(r), row_l(r), row_constant(r), s_.exact[r]},
+                    s_.o + int64_t{r} * a_.sizes->value_width);
   }
 
   void end() { a_.partial != nullptr ? store_partial() : finish(); }

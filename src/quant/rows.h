@@ -18,21 +18,16 @@ struct Rows {
     return dtype == DType::f16 ? V::load_f16(half) : V::load_bf16(half);
   }
 
-  // Channels c .. dim - 1 of a row, fewer than 16, and zeros.
+  // Channels c .. dim - 1 of a row, fewer than 16, and zeros. Reads nothing beyond the row, and calls nothing, which
+  // would cost the callers' registers.
   [[gnu::always_inline]] static F32 load_end(const void* row, DType dtype, int c, int dim) {
-    alignas(64) char tail[64];
-    copy_end<16>(row, dtype, c, dim, tail);
+    alignas(64) char tail[64] = {};
+    if (dtype == DType::f32) {
+      copy_few<4>(static_cast<const char*>(row) + c * 4, dim - c, tail);
+    } else {
+      copy_few<2>(static_cast<const char*>(row) + c * 2, dim - c, tail);
+    }
     return load(tail, dtype, 0);
-  }
-
-  // The same of fewer than kMost channels, as they are. Reads nothing beyond the row, and calls nothing, which would
-  // cost the callers' registers.
-  template <int kMost>
-  [[gnu::always_inline]] static void copy_end(const void* row, DType dtype, int64_t c, int64_t dim,
-                                              char (&to)[kMost * 4]) {
-    std::memset(to, 0, sizeof to);
-    const auto* from = static_cast<const char*>(row) + c * size_bytes(dtype);
-    dtype == DType::f32 ? copy_few<4, kMost>(from, dim - c, to) : copy_few<2, kMost>(from, dim - c, to);
   }
 
   // body(channels, c) for each vector of a row. The last one apart: where a vector takes two registers, compilers keep
@@ -81,16 +76,15 @@ struct Rows {
  private:
   static constexpr int32_t kInfinityBits = 0x7f800000;
 
-  // Fewer than kMost elements.
-  template <int kBytes, int kMost>
-  [[gnu::always_inline]] static void copy_few(const char* from, int64_t count, char* to) {
-    if constexpr (constexpr int kPart = kMost / 2; kPart > 0) {
-      if ((count & kPart) != 0) {
-        std::memcpy(to, from, kPart * kBytes);
-        from += kPart * kBytes, to += kPart * kBytes;
-      }
-      copy_few<kBytes, kPart>(from, count, to);
-    }
+  // Fewer than 16 elements.
+  template <int kBytes>
+  [[gnu::always_inline]] static void copy_few(const char* from, int count, char* to) {
+    unroll<4>([&](auto i) __attribute__((always_inline)) {
+      constexpr int kPart = 8 >> i;
+      if ((count & kPart) == 0) return;
+      std::memcpy(to, from, kPart * kBytes);
+      from += kPart * kBytes, to += kPart * kBytes;
+    });
   }
 
   [[gnu::always_inline]] static void store(F32 x, void* p, DType dtype, int64_t index) {
