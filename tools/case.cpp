@@ -200,11 +200,12 @@ int usable_cores() {
 
 int threads_of(const MachineOptions& options) { return options.threads > 0 ? options.threads : usable_cores(); }
 
-Context make_context(const MachineOptions& options) {
+Context make_context(const MachineOptions& options, support::BusyPool* pool) {
   clary_context_options wanted;
   clary_context_options_init(&wanted);
   if (options.threads > 0) wanted.threads = options.threads;
   if (!options.isa.empty()) wanted.isa = options.isa.c_str();
+  if (pool != nullptr) wanted.parallel_for = support::BusyPool::run, wanted.parallel_user = pool;
   clary_context* context = nullptr;
   check(clary_context_create(&wanted, &context));
   return Context(context);

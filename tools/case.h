@@ -6,6 +6,7 @@
 
 #include "api.h"
 #include "options.h"
+#include "support/busy.h"
 #include "support/oracle.h"
 #include "support/problem.h"
 
@@ -33,7 +34,8 @@ DescribedPlan described_plan(const std::string& description, clary_context* cont
 // "layout" and "softmax_scale"; flags go before them. bf16 inputs get an f32 output, which .npy can hold.
 std::vector<Case> file_cases(const InputOptions& input, const AttentionOptions& attention);
 
-Context make_context(const MachineOptions& options);
+// `pool`: runs its loops, if there is one.
+Context make_context(const MachineOptions& options, support::BusyPool* pool = nullptr);
 int usable_cores();
 int threads_of(const MachineOptions& options);
 

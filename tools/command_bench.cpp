@@ -1,6 +1,7 @@
 // clary bench: speed of described problems, never without the error beside it.
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <limits>
@@ -51,6 +52,7 @@ struct Result {
   CaseErrors errors;
   double workspace_bytes, visible, density;                          // visible: scores
   Timing timing, reads, dense, one_thread;                           // runs == 0: not timed
+  double tasks_s = 0, calls_s = 0;                                   // of all threads in tasks, of the calls themselves
   double gops = 0, peak = std::numeric_limits<double>::quiet_NaN();  // GOP/s
 };
 
@@ -73,7 +75,10 @@ class Bench {
         peaks_(clary_context_isa(context_.get()), threads_, 0.2) {
     MachineOptions one = options.machine;
     one.threads = 1;
-    if (options.one_thread) single_ = make_context(one);
+    if (!options.one_thread) return;
+    single_ = make_context(one);
+    pool_.emplace(threads_);
+    pooled_ = make_context(options.machine, &*pool_);
   }
 
   int run(const std::vector<std::string>& problems) {
@@ -124,6 +129,7 @@ class Bench {
     if (!timed_) return results;
     std::vector<std::function<void()>> calls;
     std::vector<Timing*> timings;
+    Timing ignored;
     const auto add = [&](Timing& timing, std::function<void()> call) {
       timings.push_back(&timing);
       calls.push_back(std::move(call));
@@ -132,7 +138,9 @@ class Bench {
       const clary_precision precision = r.precision;
       add(r.timing, [&c, precision, this] { attend(c, precision, context_.get(), false); });
       if (options_.dense) add(r.dense, [&c, precision, this] { attend_dense(c, precision, context_.get()); });
-      if (single_) add(r.one_thread, [&c, precision, this] { attend(c, precision, single_.get(), false); });
+      if (!single_) continue;
+      add(r.one_thread, [&c, precision, this] { attend(c, precision, single_.get(), false); });
+      add(ignored, [&c, &r, this] { attend_measured(c, r); });
     }
     Timing reads;
     std::optional<support::Reads> reader;
@@ -150,8 +158,16 @@ class Bench {
     return results;
   }
 
-  // Share of the time of all threads in which they worked; what they wait for each other is missing.
-  double busy(const Result& r) const { return r.timing.cpu_s / (threads_ * r.timing.median_s); }
+  void attend_measured(Case& c, Result& r) {
+    const double before_s = pool_->busy_s();
+    const auto start = std::chrono::steady_clock::now();
+    attend(c, r.precision, pooled_.get(), false);
+    r.calls_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    r.tasks_s += pool_->busy_s() - before_s;
+  }
+
+  // Share of the time of all threads in which they work, over all calls.
+  double busy(const Result& r) const { return r.tasks_s / (threads_ * r.calls_s); }
 
   static support::Reads::Memory memory_of(const support::Tensor& tensor) {
     return {static_cast<const std::byte*>(tensor.data()), tensor.size_bytes()};
@@ -232,7 +248,8 @@ class Bench {
   }
 
   const BenchOptions& options_;
-  Context context_, single_;  // single_: of one thread, where asked for
+  std::optional<support::BusyPool> pool_;
+  Context context_, single_, pooled_;  // of one thread, and of pool_: where asked for
   int threads_;
   bool timed_, good_ = true;
   Peaks peaks_;

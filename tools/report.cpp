@@ -61,11 +61,7 @@ nlohmann::json errors_json(const CaseErrors& errors) {
 }
 
 nlohmann::json timing_json(const Timing& timing) {
-  return {{"median_s", timing.median_s},
-          {"p10_s", timing.p10_s},
-          {"p90_s", timing.p90_s},
-          {"cpu_s", timing.cpu_s},
-          {"runs", timing.runs}};
+  return {{"median_s", timing.median_s}, {"p10_s", timing.p10_s}, {"p90_s", timing.p90_s}, {"runs", timing.runs}};
 }
 
 nlohmann::json environment_json(const clary_context* context, int threads) {

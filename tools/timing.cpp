@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <ctime>
 #include <limits>
 #include <numeric>
 #include <thread>
@@ -13,24 +12,10 @@ namespace {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Of all threads of the process.
-double cpu_now_s() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
-
-struct Samples {
-  std::vector<double> wall_s, cpu_s;
-};
-
 double timed(const std::function<void()>& call) {
   const double start = now_s();
   call();
   return now_s() - start;
-}
-
-// The wall clock is read inside the processor clock, whose reading takes longer.
-void add_sample(Samples& samples, const std::function<void()>& call) {
-  const double start = cpu_now_s();
-  samples.wall_s.push_back(timed(call));
-  samples.cpu_s.push_back(cpu_now_s() - start);
 }
 
 // Linear interpolation between order statistics, as numpy.percentile does.
@@ -68,18 +53,16 @@ std::vector<Timing> time_calls(const std::vector<std::function<void()>>& calls, 
       options.repeat > 0
           ? options.repeat
           : static_cast<int>(std::clamp(budget_s / std::max(round_s, 1e-9), double{kFewestRuns}, double{kMostRuns}));
-  std::vector<Samples> samples(calls.size());
+  std::vector<std::vector<double>> samples(calls.size());
   for (int round = 0; round < planned; ++round)
     for (size_t i = 0; i < calls.size(); ++i) {
-      add_sample(samples[i], calls[i]);
+      samples[i].push_back(timed(calls[i]));
       progress.update((round + static_cast<double>(i + 1) / static_cast<double>(calls.size())) / planned);
     }
   std::vector<Timing> result;
-  for (auto& [wall_s, cpu_s] : samples) {
-    std::sort(wall_s.begin(), wall_s.end());
-    std::sort(cpu_s.begin(), cpu_s.end());
-    result.push_back(
-        {quantile(wall_s, 0.5), quantile(wall_s, 0.1), quantile(wall_s, 0.9), quantile(cpu_s, 0.5), planned});
+  for (auto& sample : samples) {
+    std::sort(sample.begin(), sample.end());
+    result.push_back({quantile(sample, 0.5), quantile(sample, 0.1), quantile(sample, 0.9), planned});
   }
   return result;
 }

@@ -13,7 +13,6 @@ namespace clary::command {
 
 struct Timing {
   double median_s = 0, p10_s = 0, p90_s = 0;
-  double cpu_s = 0;  // of all threads together, median
   int runs = 0;
 };
 

@@ -2,9 +2,28 @@
 
 #include <sched.h>
 
-namespace clary {
+#include <chrono>
 
-ThreadPool::ThreadPool(int threads) {
+namespace clary {
+namespace {
+
+// How long a thread waits for work, or for the others, without sleeping. To be woken takes 50 to 100 us in a virtual
+// machine: four such rounds were 280 us of a call of 1.7 ms.
+constexpr auto kSpin = std::chrono::microseconds(200);
+
+// For the other thread of a core.
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+// More threads than cores would spin in each other's way.
+ThreadPool::ThreadPool(int threads) : spins_(threads <= available_threads()) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(static_cast<size_t>(i)); });
 }
 
@@ -12,37 +31,48 @@ ThreadPool::~ThreadPool() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
+    round_ += kCounts;
   }
   wake_.notify_all();
   for (auto& worker : workers_) worker.join();
 }
 
 void ThreadPool::run(size_t count, void (*task)(void*, size_t), void* arg) {
+  task_ = task, arg_ = arg;
+  running_ = count - 1;
   {
     const std::lock_guard lock(mutex_);
-    task_ = task, arg_ = arg, count_ = count;
-    running_ = count - 1;
-    ++generation_;
+    round_ = (round_ / kCounts + 1) * kCounts + count;
   }
   wake_.notify_all();
   task(arg, 0);
-  std::unique_lock lock(mutex_);
-  done_.wait(lock, [this] { return running_ == 0; });
+  wait(done_, [this] { return running_ == 0; });
 }
 
 void ThreadPool::work(size_t index) {
-  uint64_t seen = 0;
-  std::unique_lock lock(mutex_);
-  for (;;) {
-    wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
+  for (uint64_t seen = 0;;) {
+    wait(wake_, [&] { return round_ != seen; });
+    seen = round_;
     if (stop_) return;
-    seen = generation_;
-    if (index >= count_) continue;
-    lock.unlock();
+    if (index >= seen % kCounts) continue;
     task_(arg_, index);
-    lock.lock();
-    if (--running_ == 0) done_.notify_one();
+    if (--running_ > 0) continue;
+    // Whoever has seen that it is not 0 sleeps by now.
+    { const std::lock_guard lock(mutex_); }
+    done_.notify_one();
   }
+}
+
+template <class Done>
+void ThreadPool::wait(std::condition_variable& condition, Done&& done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  while (spins_ && std::chrono::steady_clock::now() < end)
+    for (int i = 0; i < 64; ++i) {  // 1 to 3 us
+      if (done()) return;
+      relax();
+    }
+  std::unique_lock lock(mutex_);
+  condition.wait(lock, done);
 }
 
 void Parallel::run(size_t tasks, void (*task)(void*, size_t), void* arg) const {

@@ -13,7 +13,8 @@
 
 namespace clary {
 
-// `threads` - 1 sleeping workers; the caller of run() is the last one.
+// `threads` - 1 workers; the caller of run() is the last one. Who has to wait spins before it sleeps, for a call has
+// several rounds and to wake a thread takes longer than some of them.
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -21,19 +22,26 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  // task(arg, i) for i in 0 .. count-1, each on one thread; count <= threads.
+  // task(arg, i) for i in 0 .. count-1, each on one thread; count <= threads < kCounts.
   void run(size_t count, void (*task)(void*, size_t), void* arg);
 
  private:
-  void work(size_t index);
+  static constexpr uint64_t kCounts = 1 << 16;
 
+  void work(size_t index);
+  template <class Done>
+  void wait(std::condition_variable& condition, Done&& done);
+
+  const bool spins_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  uint64_t generation_ = 0;  // counts calls of run(); a worker takes part in each once
-  size_t count_ = 0, running_ = 0;
+  // kCounts times the number of calls of run(), plus the last one's count. A worker takes part in each call once, or
+  // learns from the count that it does not: nobody waits for such a worker, so it must not look at anything else.
+  std::atomic<uint64_t> round_{0};
+  std::atomic<size_t> running_{0};
+  std::atomic<bool> stop_{false};
   void (*task_)(void*, size_t) = nullptr;
   void* arg_ = nullptr;
-  bool stop_ = false;
   std::vector<std::thread> workers_;
 };
 
