@@ -13,6 +13,10 @@ if(CLARY_SANITIZE MATCHES "address")
     list(APPEND CLARY_KERNEL_FLAGS -mllvm -asan-instrumentation-with-call-threshold=0)
   endif()
 endif()
+if(CLARY_SANITIZE MATCHES "undefined")
+  # Two checks per access of what the checks of memory and of indices see too.
+  list(APPEND CLARY_KERNEL_FLAGS -fno-sanitize=object-size,pointer-overflow)
+endif()
 if(CLARY_BUILD_FUZZERS)
   list(APPEND CLARY_KERNEL_FLAGS -fno-sanitize=undefined)  # the asan preset has it
 endif()
@@ -42,8 +46,8 @@ set(plain)
 if(NOT CLARY_SANITIZE)
   set(plain -O2 -ftree-vectorize)
 elseif(CLARY_SANITIZE MATCHES "undefined")
-  # Pointers are checked in the same templates by the set with real vectors.
-  set(plain -fno-sanitize=null,alignment,object-size,pointer-overflow)
+  # The set with real vectors has these checks of the same templates.
+  set(plain -fno-sanitize=null,alignment)
 endif()
 clary_kernels(scalar ${plain})
 clary_kernels(amx_emulated ${plain})
