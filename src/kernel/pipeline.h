@@ -48,7 +48,7 @@ class Pipeline {
       for (int panel = 0; panel < kPanels; ++panel) softmax_.exponentials(pending_, r, panel, row_top(r), sum);
       softmax_.add_sums(pending_, r, sum);
     }
-    accumulate_.run(pending_);
+    accumulate_.template run<true>(pending_);
     busy_ = false;
   }
 
@@ -57,10 +57,21 @@ class Pipeline {
 
   int16_t row_top(int r) const { return static_cast<int16_t>(softmax_.top(pending_)[r]); }
 
+  // Head dims 64 and 128 know their steps when they are compiled.
+  void scores_and_exponentials(const Unit& u) {
+    constexpr int kSteps = 64 / elements_per_step(S::kQk);
+    switch (scores_.steps()) {
+      case kSteps: return scores_and_exponentials<kSteps>(u);
+      case 2 * kSteps: return scores_and_exponentials<2 * kSteps>(u);
+      default: return scores_and_exponentials<0>(u);
+    }
+  }
+
   // Register tile number t of QK carries row t of the pending unit.
+  template <int Steps>
   [[gnu::noinline]] void scores_and_exponentials(const Unit& u) {
     I16 sum;
-    scores_.fixed(
+    scores_.template fixed<Steps>(
         u, [&](int tile, auto turn) __attribute__((always_inline)) {
           if constexpr (turn == 0) sum = V::set_i16(0);
           softmax_.exponentials(pending_, tile, turn, row_top(tile), sum);
@@ -70,7 +81,7 @@ class Pipeline {
 
   [[gnu::noinline]] void products_and_tops(const Unit& u) {
     int row = 0;
-    accumulate_.run(
+    accumulate_.template run<true>(
         pending_, [&](int, auto) __attribute__((always_inline)) {
           if (row < kUnitRows) softmax_.find_top(u, row++);
         });
