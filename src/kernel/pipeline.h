@@ -29,10 +29,12 @@ class Pipeline {
     u.buffer = pending_.buffer ^ 1;
     if (!busy_) {
       scores_.fixed(u);
+      if (u.edges) softmax_.hide_edges(u);
       for (int r = 0; r < kUnitRows; ++r) softmax_.find_top(u, r);
     } else {
       softmax_.update(pending_);
       scores_and_exponentials(u);
+      if (u.edges) softmax_.hide_edges(u);
       products_and_tops(u);
     }
     pending_ = u;

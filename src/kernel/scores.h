@@ -16,6 +16,7 @@ struct Unit {
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
   int buffer = 0;      // which of the two s16 and top arrays is this unit's
+  bool edges = false;  // fixed point: of its panels, rows see the keys of their ranges only
   bool plain = false;  // no key is hidden, and the scores are far from the bounds of fixed point
 };
 
@@ -46,7 +47,7 @@ class Scores {
 
   int steps() const { return steps_; }
 
-  // Into s16, saturating: for units whose every score is visible and within +-512 octaves.
+  // Into s16, saturating: for units whose scores are within +-512 octaves. Keys that the bias hides get the lowest.
   // Steps: of a product, where the caller knows them; 0: any. `hook`: see Product::run; called with the number of the
   // register tile and its turn.
   template <int Steps = 0, class Hook = NoHook>

@@ -10,6 +10,7 @@
 // Source: FlashAttention-2 (online softmax), SageAttention2 (block-local scale of P).
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -19,6 +20,16 @@ namespace clary {
 
 // "No key yet", far below any real maximum in 1/64 octave: 2^((kNone - m) / 64) is 0.
 inline constexpr int32_t kNone = -(1 << 30);
+
+// Scores of hidden keys are -32768 to -32512, those of others far above (kFixedReach).
+inline constexpr int16_t kHidden = -32000;
+
+// Keys of a panel in packed order.
+alignas(64) inline constexpr auto kPackedKeys = [] {
+  std::array<int16_t, kPanelKeys> keys{};
+  for (int i = 0; i < kPanelKeys; ++i) keys[i] = static_cast<int16_t>(first_key_of_word_step(i / 2) + i % 2);
+  return keys;
+}();
 
 template <class V, class S>
 class Softmax {
@@ -45,13 +56,20 @@ class Softmax {
     for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, static_cast<int16_t>(top(u)[r]));
   }
 
-  // Maximum of one row of the block.
+  // Gives keys outside their rows' ranges scores below kHidden: P = 0 beside any visible one (kFixedReach).
+  void hide_edges(const Unit& u) const {
+    for (int r = 0; r < u.real_rows; ++r)
+      for (int panel = u.panel_begin; panel < u.panel_end; ++panel) hide_edges(u, r, panel);
+  }
+
+  // Maximum of one row of the block; kNone if all keys are hidden.
   [[gnu::always_inline]] void find_top(const Unit& u, int r) const {
     const int16_t* s = scores(u, r);
     I16 a = V::load_i16(s + u.panel_begin * kPanelKeys), b = V::load_i16(s + u.panel_begin * kPanelKeys + 32);
     for (int i = (u.panel_begin + 1) * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys)
       a = V::max_i16(a, V::load_i16(s + i)), b = V::max_i16(b, V::load_i16(s + i + 32));
-    top(u)[r] = V::reduce_max_i16(V::max_i16(a, b));
+    const int16_t highest = V::reduce_max_i16(V::max_i16(a, b));
+    top(u)[r] = highest < kHidden ? kNone : highest;
   }
 
   // m, alpha and beta of the unit's 16 rows from the block maxima.
@@ -135,6 +153,27 @@ class Softmax {
   }
 
  private:
+  void hide_edges(const Unit& u, int r, int panel) const {
+    const KeyRange range = s_.range[u.first_row + r];
+    const int64_t first = u.block * kBlockKeys + panel * kPanelKeys;
+    if (range.begin <= first && range.end >= first + kPanelKeys) return;
+    const auto clamped = [&](int64_t key) {
+      key -= first;
+      return static_cast<int16_t>(key < 0 ? 0 : key > kPanelKeys ? kPanelKeys : key);
+    };
+    const I16 before = V::set_i16(static_cast<int16_t>(clamped(range.begin) - 1)), end = V::set_i16(clamped(range.end));
+    const I16 all = V::set_i16(-1), most = V::set_i16(32767);
+    int16_t* s = scores(u, r) + panel * kPanelKeys;
+    for (int i = 0; i < kPanelKeys; i += 32) {
+      const I16 key = V::load_i16(kPackedKeys.data() + i);
+      // At least 0 where hidden. 32767 less that is large there, and of visible keys, with -1, wraps to -32768.
+      const I16 outside = V::max_i16(V::sub_i16(key, end), V::sub_i16(before, key));
+      const I16 lowest = V::sub_i16(most, V::max_i16(outside, all));
+      // The smaller of a score and ~lowest.
+      V::store_i16(s + i, V::sub_i16(all, V::max_i16(V::sub_i16(all, V::load_i16(s + i)), lowest)));
+    }
+  }
+
   int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
 
   // P of one row and panel: u / 8 / 32, rounded.
