@@ -65,8 +65,9 @@ class Scores {
     }
   }
 
-  // Into s, in the order of the keys.
-  void natural(const Unit& u) {
+  // Into s, in the order of the keys. Steps, `hook`: as above.
+  template <int Steps = 0, class Hook = NoHook>
+  [[gnu::always_inline]] void natural(const Unit& u, Hook&& hook = {}) {
     if constexpr (V::kQuarters) {
       const Factors f = factors();
       const auto start = [](int) __attribute__((always_inline)) { return V::set_i32(0); };
@@ -76,12 +77,12 @@ class Scores {
                      scale(f, u.first_row + row, u.block * kBlockKeys + key, to_f32(acc)));
           });
     }
-    each_row<0>(
-        u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-          if constexpr (S::kFixedPoint) V::transpose_quarters(x);
-          float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
-          unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
-        });
+    const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+      if constexpr (S::kFixedPoint) V::transpose_quarters(x);
+      float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
+      unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
+    };
+    each_row<Steps>(u, store, hook);
   }
 
  private:

@@ -124,6 +124,34 @@ class Softmax {
     for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, 0);
   }
 
+  // Scores in s and P in bf16, in the steps of kernel/pipeline.h. beta has the maxima, then what exponentials subtract.
+  [[gnu::always_inline]] void find_floating_top(const Unit& u, int r) const { s_.beta[r] = row_top(u, r); }
+
+  void update_floating(const Unit& u) const {
+    const F32 infinity = V::set(std::numeric_limits<float>::infinity()), old = V::load(s_.m + u.first_row);
+    const F32 highest = V::max(V::load(s_.beta), old);
+    const F32 reference = V::select_less(V::sub(V::zero(), infinity), highest, highest, V::zero());
+    V::store(s_.m + u.first_row, highest);
+    V::store(s_.beta, reference);
+    V::store(s_.alpha, V::exp2(V::sub(old, reference)));
+    for (int r = 0; r < kUnitRows; ++r) V::store(reinterpret_cast<float*>(s_.raw) + r * 16, V::zero());
+  }
+
+  // P of one panel of a row, after which nobody needs its scores; adds to the sums in raw.
+  [[gnu::always_inline]] void floating_exponentials(int r, int panel) const {
+    float* sums = reinterpret_cast<float*>(s_.raw) + r * 16;
+    V::store(sums, floating_exponentials(r, panel, V::set(s_.beta[r]), V::load(sums)));
+  }
+
+  // l of all rows, when the sums in raw are known.
+  void add_floating_sums(const Unit& u) const {
+    for (int r = 0; r < u.rows; ++r) {
+      float* l = s_.l + (u.first_row + r) * 16;
+      V::store(l,
+               V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
+    }
+  }
+
   // Scores in s; P goes back there (f32) or to p (bf16).
   void floating(const Unit& u) {
     for (int r = 0; r < u.rows; ++r) {
@@ -135,17 +163,13 @@ class Softmax {
       exponentials_floating(u, r, reference);
     }
     V::store(s_.alpha, V::exp2(V::load(s_.alpha)));
-    for (int r = 0; r < u.rows; ++r) {
-      float* l = s_.l + (u.first_row + r) * 16;
-      V::store(l,
-               V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
-    }
+    add_floating_sums(u);
   }
 
   int32_t* top(const Unit& u) const { return s_.top + u.buffer * kUnitRows; }
 
   // Largest score of a row in s.
-  float row_top(const Unit& u, int r) const {
+  [[gnu::always_inline]] float row_top(const Unit& u, int r) const {
     const float* s = s_.s + r * kBlockKeys;
     F32 top = V::load(s + u.panel_begin * kPanelKeys);
     for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 16) top = V::max(top, V::load(s + i));
@@ -221,12 +245,18 @@ class Softmax {
 
   // Sums of P go to raw until alpha is known. Apart, for the constants of exp2 need most of 16 registers.
   [[gnu::noinline]] void exponentials_floating(const Unit& u, int r, float reference) {
-    const F32 top = V::set(reference);
     F32 sum = V::zero();
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel)
+      sum = floating_exponentials(r, panel, V::set(reference), sum);
+    V::store(reinterpret_cast<float*>(s_.raw) + r * 16, sum);
+  }
+
+  // Of one panel of a row; returns `sum` with them.
+  [[gnu::always_inline]] F32 floating_exponentials(int r, int panel, F32 top, F32 sum) const {
     float* s = s_.s + r * kBlockKeys;
     auto* p16 = reinterpret_cast<uint16_t*>(s_.p);
-    const int end = u.panel_end * kPanelKeys;
-    for (int i = u.panel_begin * kPanelKeys; i < end; i += 32) {
+    unroll<kPanelKeys / 32>([&](auto pair) __attribute__((always_inline)) {
+      const int i = panel * kPanelKeys + pair * 32;
       F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
       if constexpr (S::kPv == Element::bf16) {
         a = to_bf16_precision(a), b = to_bf16_precision(b);
@@ -239,8 +269,8 @@ class Softmax {
         V::store(s + i, a), V::store(s + i + 16, b);
       }
       sum = V::add(sum, V::add(a, b));
-    }
-    V::store(reinterpret_cast<float*>(s_.raw) + r * 16, sum);
+    });
+    return sum;
   }
 
   // Veltkamp's splitting: with c = x (2^16 + 1), c - (c - x) keeps the upper 8 bits, rounded.
