@@ -15,18 +15,19 @@ class Accumulate {
 
   Accumulate(const AttendArgs& args, const ItemState& state) : a_(args), s_(state) {}
 
-  // `hook`: see Product::run; called with the number of the register tile and its turn.
-  template <class Hook = NoHook>
+  // Whole: all panels of the block are visible. `hook`: see Product::run; called with the number of the register tile
+  // and its turn.
+  template <bool Whole = false, class Hook = NoHook>
   [[gnu::always_inline]] void run(const Unit& u, Hook&& hook = {}) {
     if constexpr (kUnsignedValues)
       for (int r = 0; r < u.rows; ++r) surplus_[r] = 128 * sum_bytes(u, r);
     const int width = a_.sizes->value_width;
     int channel = 0, tile = 0;
-    for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4>(u, channel, tile, hook);
+    for (; channel + kGroupChannels <= width; channel += kGroupChannels) group<4, Whole>(u, channel, tile, hook);
     switch ((width - channel) / 16) {
-      case 3: return group<3>(u, channel, tile, hook);
-      case 2: return group<2>(u, channel, tile, hook);
-      case 1: return group<1>(u, channel, tile, hook);
+      case 3: return group<3, Whole>(u, channel, tile, hook);
+      case 2: return group<2, Whole>(u, channel, tile, hook);
+      case 1: return group<1, Whole>(u, channel, tile, hook);
       default: return;
     }
   }
@@ -43,11 +44,12 @@ class Accumulate {
     return V::reduce_add_i32(sum);
   }
 
-  template <int N, class Hook>
+  template <int N, bool Whole, class Hook>
   [[gnu::always_inline]] void group(const Unit& u, int channel, int& tile, Hook&& hook) {
     const int64_t block_bytes = a_.sizes->value_block_bytes;
-    const int first_step = u.panel_begin * (kPanelKeys / kPerStep);
-    const int steps = (u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep);
+    const int first_step = Whole ? 0 : u.panel_begin * (kPanelKeys / kPerStep);
+    const auto steps =
+        known_or < Whole ? kBlockKeys / kPerStep : 0 > ((u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep));
     const auto* v = reinterpret_cast<const uint32_t*>(a_.head->values + u.block * block_bytes) +
                     int64_t{channel} * (kBlockKeys / kPerStep) + int64_t{first_step} * N * 16;
     constexpr int64_t kStride = kBlockKeys / kPerStep;

@@ -3,7 +3,7 @@
 //   load and quantise up to 128 query rows
 //   for each block of 256 keys that any of them sees
 //     for each unit of 16 rows
-//       scores -> (rules, where a tile is not fully visible) -> softmax -> O += P V
+//       scores -> (rules, where keys have other scores or are hidden) -> softmax -> O += P V
 //   normalise, or hand on the partial result
 //
 // K and V of a block (64 KB at head dim 128 in INT8) come from L2 for each unit; scores and P never leave L1.
@@ -56,6 +56,7 @@ class Attend : ItemKernel<V, S> {
     if (tile == Tile::full) {
       if constexpr (S::kFixedPoint) {
         scores_.fixed(u);
+        if (u.edges) softmax_.hide_edges(u);
         softmax_.fixed(u);
       } else {
         scores_.natural(u);

@@ -48,6 +48,9 @@ struct ItemState {
   return state.o + int64_t{row} * args.sizes->value_width;
 }
 
+// Direct reads whole 32 channels.
+constexpr int64_t query_stride(int key_steps) { return round_up(key_steps, 32); }
+
 [[gnu::always_inline]] inline int64_t mask_blocks(const Problem& p) {
   return p.mask.kind == Mask::Kind::boolean ? (p.max_len_k + kBlockKeys - 1) / kBlockKeys : 0;
 }
@@ -57,7 +60,7 @@ struct ItemState {
 [[gnu::always_inline]] inline ItemState lay_out_item(Arena& arena, const PackedSizes& sizes, int64_t mask_blocks) {
   ItemState s;
   const int64_t rows = sizes.tiles ? kTileItemRows : kItemRows;
-  s.q_stride = round_up(sizes.key_steps, 32);  // Direct reads whole 32 channels
+  s.q_stride = query_stride(sizes.key_steps);
   s.q = arena.take<uint32_t>(rows * s.q_stride);
   s.q_scale = arena.take<float>(rows);
   s.q_init = arena.take<int32_t>(rows);

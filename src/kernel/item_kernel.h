@@ -71,9 +71,10 @@ class ItemKernel {
     in_range = b.inner_low <= first + u.panel_begin * kPanelKeys && b.inner_high >= panels_end;
     return true;
   }
+  // full: no score is changed, and none is hidden but by the bias of its key or, in fixed point, edges of ranges.
   enum class Tile : uint8_t { skipped, full, masked, unmasked_partial };
 
-  // What to do about a unit of 16 rows; finds its panels.
+  // What to do about a unit of 16 rows; finds its panels, and whether it has edges.
   Tile classify(Unit& u) const {
     bool in_range = false;
     if (!find_panels(u, in_range)) return Tile::skipped;
@@ -84,16 +85,18 @@ class ItemKernel {
     const MaskState mask = rules_.look_at_mask(u);
     if (mask == MaskState::hides_all) return Tile::skipped;
     if (mask == MaskState::hides_some) return Tile::masked;
-    const bool full = in_range && is_whole(u, live) && !a_.problem->changes_scores() && within_reach(u, kFixedReach);
+    u.edges = S::kFixedPoint && !in_range;
+    const bool full =
+        (in_range || u.edges) && is_whole(u, live) && !a_.problem->changes_scores() && within_reach(u, kFixedReach);
     if constexpr (V::kQuarters) u.plain = live.all && ends_within(u) && within_reach(u, kPlainReach);
     return full ? Tile::full : Tile::unmasked_partial;
   }
 
-  // What a folded mask leaves of the unit's panels: those with a key that any row sees, as bits; whether each row sees
-  // one, and whether all rows see all of the block.
+  // What a folded mask leaves of the unit's panels: those with a key that any row sees, as bits, and whether all rows
+  // see all of the block.
   struct Live {
     unsigned any = 0;
-    bool each = true, all = true;
+    bool all = true;
   };
 
   Live live_panels(const Unit& u) const {
@@ -105,18 +108,13 @@ class ItemKernel {
       const int64_t head = a_.rows[r].head - a_.head_kv * a_.problem->group;
       const unsigned x = blocks[head * a_.head->block_live_stride];
       live.any |= x & panels;
-      if ((x & panels) == 0) live.each = false;
       if ((x & kAllLive) == 0) live.all = false;
     }
     return live;
   }
 
-  // Rows that see no key of the unit are for the general form. On tiles the fused form knows no hidden key at all,
-  // padding included.
-  bool is_whole(const Unit& u, const Live& live) const {
-    if (!kUsesTiles<V, S>) return live.each;
-    return live.all && ends_within(u);
-  }
+  // On tiles the fused form knows no hidden key at all, padding included.
+  bool is_whole(const Unit& u, const Live& live) const { return !kUsesTiles<V, S> || (live.all && ends_within(u)); }
 
   // Whether its panels have no padding.
   bool ends_within(const Unit& u) const { return u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k; }

@@ -1,10 +1,11 @@
-// Consecutive full units of the fixed-point softmax, overlapped: the ports that products leave idle do the softmax.
+// Consecutive full units, overlapped: the ports that products leave idle do the softmax.
 //
 //   QK of unit u        beside   exponentials of unit u-1     one panel of one row per turn: 16 tiles x 4 turns
 //   PV of unit u-1      beside   row maxima of unit u
 //
+// Scores in f32 (P in bf16) have one buffer: the turns of a tile do the exponentials of those that the tile replaces.
 // Every unit goes through the same operations in the same order as without the overlap, so the bits are the same.
-// Measured on Zen 4: +5 % at head dim 64, +2 % at 128 over the plain order (docs/performance.md).
+// docs/performance.md has what it gains.
 #pragma once
 
 #include "kernel/accumulate.h"
@@ -16,7 +17,7 @@ template <class V, class S>
 class Pipeline {
  public:
   // Overlap needs accumulators and the temporaries of a hook in registers at once (21 + 7 of 32).
-  static constexpr bool kUsed = S::kFixedPoint && V::kOverlaps;
+  static constexpr bool kUsed = V::kOverlaps && (S::kFixedPoint || S::kPv == Element::bf16);
 
   Pipeline(Scores<V, S>& scores, Softmax<V, S>& softmax, Accumulate<V, S>& accumulate)
       : scores_(scores), softmax_(softmax), accumulate_(accumulate) {}
@@ -28,11 +29,13 @@ class Pipeline {
   void push(Unit u) {
     u.buffer = pending_.buffer ^ 1;
     if (!busy_) {
-      scores_.fixed(u);
-      for (int r = 0; r < kUnitRows; ++r) softmax_.find_top(u, r);
+      scores<0>(u, NoHook());
+      if (u.edges) softmax_.hide_edges(u);
+      for (int r = 0; r < kUnitRows; ++r) find_top(u, r);
     } else {
-      softmax_.update(pending_);
+      update();
       scores_and_exponentials(u);
+      if (u.edges) softmax_.hide_edges(u);
       products_and_tops(u);
     }
     pending_ = u;
@@ -42,39 +45,86 @@ class Pipeline {
   // Finishes the last unit. Its keys are done with (INT4 ones may be overwritten), its values are not.
   void drain() {
     if (!busy_) return;
-    softmax_.update(pending_);
+    update();
     for (int r = 0; r < kUnitRows; ++r) {
-      I16 sum = V::set_i16(0);
-      for (int panel = 0; panel < kPanels; ++panel) softmax_.exponentials(pending_, r, panel, row_top(r), sum);
-      softmax_.add_sums(pending_, r, sum);
+      I16 sum;
+      unroll<kPanels>([&](auto panel) { exponentials(r, panel, sum); });
     }
-    accumulate_.run(pending_);
+    if constexpr (!S::kFixedPoint) softmax_.add_floating_sums(pending_);
+    accumulate_.template run<true>(pending_);
     busy_ = false;
   }
 
  private:
   using I16 = typename V::I16;
 
-  int16_t row_top(int r) const { return static_cast<int16_t>(softmax_.top(pending_)[r]); }
-
-  // Register tile number t of QK carries row t of the pending unit.
-  [[gnu::noinline]] void scores_and_exponentials(const Unit& u) {
-    I16 sum;
-    scores_.fixed(
-        u, [&](int tile, auto turn) __attribute__((always_inline)) {
-          if constexpr (turn == 0) sum = V::set_i16(0);
-          softmax_.exponentials(pending_, tile, turn, row_top(tile), sum);
-          if constexpr (turn == kHooks - 1) softmax_.add_sums(pending_, tile, sum);
-        });
+  template <int Steps, class Hook>
+  [[gnu::always_inline]] void scores(const Unit& u, Hook&& hook) {
+    if constexpr (S::kFixedPoint) {
+      scores_.template fixed<Steps>(u, hook);
+    } else {
+      scores_.template natural<Steps>(u, hook);
+    }
+  }
+  [[gnu::always_inline]] void find_top(const Unit& u, int r) {
+    if constexpr (S::kFixedPoint) {
+      softmax_.find_top(u, r);
+    } else {
+      softmax_.find_floating_top(u, r);
+    }
+  }
+  void update() {
+    if constexpr (S::kFixedPoint) {
+      softmax_.update(pending_);
+    } else {
+      softmax_.update_floating(pending_);
+    }
+  }
+  // Of the pending unit; panels of a row in their order, with `sum` (fixed point) from one to the next.
+  template <int Panel>
+  [[gnu::always_inline]] void exponentials(int r, std::integral_constant<int, Panel> panel, I16& sum) {
+    if constexpr (S::kFixedPoint) {
+      if constexpr (Panel == 0) sum = V::set_i16(0);
+      softmax_.exponentials(pending_, r, panel, static_cast<int16_t>(softmax_.top(pending_)[r]), sum);
+      if constexpr (Panel == kPanels - 1) softmax_.add_sums(pending_, r, sum);
+    } else {
+      softmax_.floating_exponentials(r, panel);
+    }
   }
 
-  [[gnu::noinline]] void products_and_tops(const Unit& u) {
-    int row = 0;
-    accumulate_.run(
-        pending_, [&](int, auto) __attribute__((always_inline)) {
-          if (row < kUnitRows) softmax_.find_top(u, row++);
+  // Head dims 64 and 128 know their steps when they are compiled.
+  void scores_and_exponentials(const Unit& u) {
+    constexpr int kSteps = 64 / elements_per_step(S::kQk);
+    switch (scores_.steps()) {
+      case kSteps: return scores_and_exponentials<kSteps>(u);
+      case 2 * kSteps: return scores_and_exponentials<2 * kSteps>(u);
+      default: return scores_and_exponentials<0>(u);
+    }
+  }
+
+  // Fixed point: register tile number t of QK carries row t of the pending unit.
+  template <int Steps>
+  [[gnu::noinline]] void scores_and_exponentials(const Unit& u) {
+    I16 sum;
+    scores<Steps>(
+        u, [&](int tile, auto turn) __attribute__((always_inline)) {
+          if constexpr (S::kFixedPoint) {
+            exponentials(tile, turn, sum);
+          } else {
+            softmax_.floating_exponentials(tile % kPanels * kHooks + turn, tile / kPanels);
+          }
         });
-    for (; row < kUnitRows; ++row) softmax_.find_top(u, row);
+  }
+  static_assert(kHooks == kPanels && kHooks * kPanels == kUnitRows);
+
+  [[gnu::noinline]] void products_and_tops(const Unit& u) {
+    if constexpr (!S::kFixedPoint) softmax_.add_floating_sums(pending_);
+    int row = 0;
+    accumulate_.template run<true>(
+        pending_, [&](int, auto) __attribute__((always_inline)) {
+          if (row < kUnitRows) find_top(u, row++);
+        });
+    for (; row < kUnitRows; ++row) find_top(u, row);
   }
 
   Scores<V, S>& scores_;

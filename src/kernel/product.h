@@ -33,14 +33,23 @@ struct Product {
   // Rows of one call.
   static constexpr int kRows = V::kTileRows;
 
+  struct Zero {
+    I32 operator()(int) const { return V::set_i32(0); }
+  };
+
   // kRows rows x N vectors; then emit(row, acc[N]) per row. `hook` is other work, called kHooks times with its turn,
-  // each time a quarter of the steps is done: it fills the ports that products leave idle.
-  template <int N, class Emit, class Hook = NoHook>
-  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps, Emit&& emit,
-                                         Hook&& hook = {}) {
+  // each time a quarter of the steps is done: it fills the ports that products leave idle. Steps: int, or
+  // integral_constant, whose value is a multiple of 4 kHooks.
+  template <int N, class Steps, class Emit, class Hook = NoHook, class Start = Zero>
+  [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, Steps steps,
+                                         Emit&& emit, Hook&& hook = {}, Start&& start = {}) {
     Acc acc[kRows][N];
-    multiply(acc, a, a_stride, b, N, steps, hook);
-    unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
+    if constexpr (std::is_same_v<Steps, int>) {
+      multiply(acc, a, a_stride, b, N, steps, hook);
+      unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
+    } else {
+      run_fixed<Steps::value>(acc, a, a_stride, b, emit, hook, start);
+    }
   }
 
   // Where N vectors are more than a register tile has: `rows` rows (a multiple of kRows), one vector after the other.
@@ -156,6 +165,7 @@ struct Product {
     if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
       multiply_steps(acc, a, a_stride, b, b_stride, 0, steps);
     } else {
+      keep(acc);
       unroll<kHooks>([&](auto turn) __attribute__((always_inline)) {
         multiply_steps(acc, a, a_stride, b, b_stride, steps * turn / kHooks, steps * (turn + 1) / kHooks);
         hook(turn);
@@ -183,15 +193,62 @@ struct Product {
       for (int s = 0; s < end; s += 4, b += 4 * b_stride) multiply_lanes(acc, a + s, a_stride, b, b_stride);
     } else {
 #pragma GCC unroll 4
-      for (int s = begin; s < end; ++s, b += b_stride) {
-        I32 packed[N];
-        unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
-        unroll<R>([&](auto r) __attribute__((always_inline)) {
-          const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
-          unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
-        });
-      }
+      for (int s = begin; s < end; ++s, b += b_stride) multiply_step(acc, a + s, a_stride, b);
     }
+  }
+
+  // The last steps go row by row: what emit does to one row then meets products of the next in the ports' queues. After
+  // all rows at once it would fill them alone.
+  template <int Steps, int R, int N, class Emit, class Hook, class Start>
+  [[gnu::always_inline]] static void run_fixed(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride, const uint32_t* b,
+                                               Emit&& emit, Hook&& hook, Start&& start) {
+    constexpr int kQuarter = (Steps - kByRow) / kHooks, kStride = N * 16;
+    static_assert(kHooks * kQuarter + kByRow == Steps);
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = from_bits(start(r)); });
+    });
+    keep(acc);
+    unroll<kHooks>([&](auto turn) __attribute__((always_inline)) {
+      multiply_fixed<kQuarter>(acc, a + turn * kQuarter, a_stride, b + turn * kQuarter * kStride, kStride);
+      hook(turn);
+      // Without this the compiler moves accumulators to the stack to make room for the hook's temporaries.
+      keep(acc);
+    });
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<kByRow>([&](auto i) __attribute__((always_inline)) {
+        constexpr int s = Steps - kByRow + i;
+        const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride + s]));
+        unroll<N>([&](auto v) __attribute__((always_inline)) {
+          acc[r][v] = step(acc[r][v], V::load_i32(b + s * kStride + v * 16), broadcast);
+        });
+      });
+      emit(static_cast<int>(r), acc[r]);
+      keep(acc);
+    });
+  }
+  static constexpr int kByRow = 4;
+
+  // Compilers are told how far to unroll: what they find out about a constant bound comes too late for it.
+  template <int Steps, int R, int N>
+  [[gnu::always_inline]] static void multiply_fixed(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
+                                                    const uint32_t* b, int64_t b_stride) {
+    constexpr int kAtOnce = Steps <= 8 ? Steps : Steps % 5 == 0 ? 5 : 4, kRest = Steps % kAtOnce;
+    for (int s = 0; s < Steps - kRest; s += kAtOnce, a += kAtOnce, b += kAtOnce * b_stride)
+      unroll<kAtOnce>([&](auto i)
+                          __attribute__((always_inline)) { multiply_step(acc, a + i, a_stride, b + i * b_stride); });
+    unroll<kRest>([&](auto i)
+                      __attribute__((always_inline)) { multiply_step(acc, a + i, a_stride, b + i * b_stride); });
+  }
+
+  template <int R, int N>
+  [[gnu::always_inline]] static void multiply_step(Acc (&acc)[R][N], const uint32_t* a, int64_t a_stride,
+                                                   const uint32_t* b) {
+    I32 packed[N];
+    unroll<N>([&](auto v) __attribute__((always_inline)) { packed[v] = V::load_i32(b + v * 16); });
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      const I32 broadcast = V::set_i32(static_cast<int32_t>(a[r * a_stride]));
+      unroll<N>([&](auto v) __attribute__((always_inline)) { acc[r][v] = step(acc[r][v], packed[v], broadcast); });
+    });
   }
 
   // Four steps.

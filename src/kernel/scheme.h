@@ -89,6 +89,16 @@ constexpr int first_key_of_word_step(int step) {
 // Channels are multiplied in groups of up to 4 vectors.
 inline constexpr int kGroupChannels = 64;
 
+// A count that is known when it is compiled, or else (0) the one at run time: integral_constant or int.
+template <int Known>
+[[gnu::always_inline]] inline auto known_or(int count) {
+  if constexpr (Known > 0) {
+    return std::integral_constant<int, Known>();
+  } else {
+    return count;
+  }
+}
+
 // Compile-time loop: body(std::integral_constant<int, 0>), ...
 template <int... I, class F>
 [[gnu::always_inline]] inline void unroll_sequence(F&& body, std::integer_sequence<int, I...>) {

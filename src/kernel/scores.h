@@ -16,6 +16,7 @@ struct Unit {
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
   int buffer = 0;      // which of the two s16 and top arrays is this unit's
+  bool edges = false;  // fixed point: of its panels, rows see the keys of their ranges only
   bool plain = false;  // no key is hidden, and the scores are far from the bounds of fixed point
 };
 
@@ -44,9 +45,12 @@ class Scores {
     }
   }
 
-  // Into s16, saturating: for units whose every score is visible and within +-512 octaves.
-  // `hook`: see Product::run; called with the number of the register tile and its turn.
-  template <class Hook = NoHook>
+  int steps() const { return steps_; }
+
+  // Into s16, saturating: for units whose scores are within +-512 octaves. Keys that the bias hides get the lowest.
+  // Steps: of a product, where the caller knows them; 0: any. `hook`: see Product::run; called with the number of the
+  // register tile and its turn.
+  template <int Steps = 0, class Hook = NoHook>
   [[gnu::always_inline]] void fixed(const Unit& u, Hook&& hook = {}) {
     int16_t* s16 = s_.s16 + u.buffer * kUnitRows * kBlockKeys;
     if constexpr (V::kQuarters) {
@@ -57,12 +61,13 @@ class Scores {
         V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
         V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
       };
-      each_row(u, store, hook);
+      each_row<Steps>(u, store, hook);
     }
   }
 
-  // Into s, in the order of the keys.
-  void natural(const Unit& u) {
+  // Into s, in the order of the keys. Steps, `hook`: as above.
+  template <int Steps = 0, class Hook = NoHook>
+  [[gnu::always_inline]] void natural(const Unit& u, Hook&& hook = {}) {
     if constexpr (V::kQuarters) {
       const Factors f = factors();
       const auto start = [](int) __attribute__((always_inline)) { return V::set_i32(0); };
@@ -72,12 +77,12 @@ class Scores {
                      scale(f, u.first_row + row, u.block * kBlockKeys + key, to_f32(acc)));
           });
     }
-    each_row(
-        u, [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-          if constexpr (S::kFixedPoint) V::transpose_quarters(x);
-          float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
-          unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
-        });
+    const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
+      if constexpr (S::kFixedPoint) V::transpose_quarters(x);
+      float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
+      unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
+    };
+    each_row<Steps>(u, store, hook);
   }
 
  private:
@@ -123,8 +128,11 @@ class Scores {
   }
 
   // body(row of the unit, panel, 4 vectors of scores)
-  template <class Body, class Hook = NoHook>
+  template <int Steps, class Body, class Hook = NoHook>
   [[gnu::always_inline]] void each_row(const Unit& u, Body&& body, Hook&& hook = {}) {
+    constexpr bool kStarted = Steps > 0 && S::kQk == Element::i8;
+    const auto steps = known_or<Steps>(steps_);
+    const int64_t stride = Steps > 0 ? query_stride(Steps) : s_.q_stride;
     int tile = 0;
     for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
       const int64_t at = u.block * kBlockKeys + panel * kPanelKeys;
@@ -134,26 +142,30 @@ class Scores {
         const int first = u.first_row + row;
         const auto emit = [&](int r, Acc(&acc)[4]) __attribute__((always_inline)) {
           F32 x[4];
-          scale(first + r, at, acc, x);
+          scale<kStarted>(first + r, at, acc, x);
           body(row + r, panel, x);
         };
-        const uint32_t* q = s_.q + first * s_.q_stride;
+        const uint32_t* q = s_.q + first * stride;
         if constexpr (kAllRows) {
-          Qk::template run_by_vectors<4>(q, s_.q_stride, keys, steps_, u.rows, s_.raw, emit);
+          Qk::template run_by_vectors<4>(q, stride, keys, steps, u.rows, s_.raw, emit);
         } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
-          Qk::template run<4>(q, s_.q_stride, keys, steps_, emit);
+          Qk::template run<4>(q, stride, keys, steps, emit);
         } else {
           Qk::template run<4>(
-              q, s_.q_stride, keys, steps_, emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
+              q, stride, keys, steps, emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); },
+              [&](int r) __attribute__((always_inline)) {
+                return kStarted ? V::set_i32(s_.q_init[first + r]) : V::set_i32(0);
+              });
         }
       }
     }
   }
 
+  template <bool Started>
   [[gnu::always_inline]] void scale(int row, int64_t at, Acc (&acc)[4], F32 (&x)[4]) const {
     unroll<4>([&](auto v) __attribute__((always_inline)) {
       F32 sum;
-      if constexpr (S::kQk == Element::i8 && !kSignedKeys<V, S>) {
+      if constexpr (!Started && S::kQk == Element::i8 && !kSignedKeys<V, S>) {
         sum = V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row])));
       } else {
         sum = to_f32(acc[v]);

@@ -10,6 +10,7 @@
 // Source: FlashAttention-2 (online softmax), SageAttention2 (block-local scale of P).
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -19,6 +20,16 @@ namespace clary {
 
 // "No key yet", far below any real maximum in 1/64 octave: 2^((kNone - m) / 64) is 0.
 inline constexpr int32_t kNone = -(1 << 30);
+
+// Scores of hidden keys are -32768 to -32512, those of others far above (kFixedReach).
+inline constexpr int16_t kHidden = -32000;
+
+// Keys of a panel in packed order.
+alignas(64) inline constexpr auto kPackedKeys = [] {
+  std::array<int16_t, kPanelKeys> keys{};
+  for (int i = 0; i < kPanelKeys; ++i) keys[i] = static_cast<int16_t>(first_key_of_word_step(i / 2) + i % 2);
+  return keys;
+}();
 
 template <class V, class S>
 class Softmax {
@@ -45,13 +56,20 @@ class Softmax {
     for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, static_cast<int16_t>(top(u)[r]));
   }
 
-  // Maximum of one row of the block.
+  // Gives keys outside their rows' ranges scores below kHidden: P = 0 beside any visible one (kFixedReach).
+  void hide_edges(const Unit& u) const {
+    for (int r = 0; r < u.real_rows; ++r)
+      for (int panel = u.panel_begin; panel < u.panel_end; ++panel) hide_edges(u, r, panel);
+  }
+
+  // Maximum of one row of the block; kNone if all keys are hidden.
   [[gnu::always_inline]] void find_top(const Unit& u, int r) const {
     const int16_t* s = scores(u, r);
     I16 a = V::load_i16(s + u.panel_begin * kPanelKeys), b = V::load_i16(s + u.panel_begin * kPanelKeys + 32);
     for (int i = (u.panel_begin + 1) * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys)
       a = V::max_i16(a, V::load_i16(s + i)), b = V::max_i16(b, V::load_i16(s + i + 32));
-    top(u)[r] = V::reduce_max_i16(V::max_i16(a, b));
+    const int16_t highest = V::reduce_max_i16(V::max_i16(a, b));
+    top(u)[r] = highest < kHidden ? kNone : highest;
   }
 
   // m, alpha and beta of the unit's 16 rows from the block maxima.
@@ -106,6 +124,34 @@ class Softmax {
     for (int r = 0; r < u.rows; ++r) exponentials_fixed(u, r, 0);
   }
 
+  // Scores in s and P in bf16, in the steps of kernel/pipeline.h. beta has the maxima, then what exponentials subtract.
+  [[gnu::always_inline]] void find_floating_top(const Unit& u, int r) const { s_.beta[r] = row_top(u, r); }
+
+  void update_floating(const Unit& u) const {
+    const F32 infinity = V::set(std::numeric_limits<float>::infinity()), old = V::load(s_.m + u.first_row);
+    const F32 highest = V::max(V::load(s_.beta), old);
+    const F32 reference = V::select_less(V::sub(V::zero(), infinity), highest, highest, V::zero());
+    V::store(s_.m + u.first_row, highest);
+    V::store(s_.beta, reference);
+    V::store(s_.alpha, V::exp2(V::sub(old, reference)));
+    for (int r = 0; r < kUnitRows; ++r) V::store(reinterpret_cast<float*>(s_.raw) + r * 16, V::zero());
+  }
+
+  // P of one panel of a row, after which nobody needs its scores; adds to the sums in raw.
+  [[gnu::always_inline]] void floating_exponentials(int r, int panel) const {
+    float* sums = reinterpret_cast<float*>(s_.raw) + r * 16;
+    V::store(sums, floating_exponentials(r, panel, V::set(s_.beta[r]), V::load(sums)));
+  }
+
+  // l of all rows, when the sums in raw are known.
+  void add_floating_sums(const Unit& u) const {
+    for (int r = 0; r < u.rows; ++r) {
+      float* l = s_.l + (u.first_row + r) * 16;
+      V::store(l,
+               V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
+    }
+  }
+
   // Scores in s; P goes back there (f32) or to p (bf16).
   void floating(const Unit& u) {
     for (int r = 0; r < u.rows; ++r) {
@@ -117,17 +163,13 @@ class Softmax {
       exponentials_floating(u, r, reference);
     }
     V::store(s_.alpha, V::exp2(V::load(s_.alpha)));
-    for (int r = 0; r < u.rows; ++r) {
-      float* l = s_.l + (u.first_row + r) * 16;
-      V::store(l,
-               V::mul_add(V::load(l), V::set(s_.alpha[r]), V::load(reinterpret_cast<const float*>(s_.raw) + r * 16)));
-    }
+    add_floating_sums(u);
   }
 
   int32_t* top(const Unit& u) const { return s_.top + u.buffer * kUnitRows; }
 
   // Largest score of a row in s.
-  float row_top(const Unit& u, int r) const {
+  [[gnu::always_inline]] float row_top(const Unit& u, int r) const {
     const float* s = s_.s + r * kBlockKeys;
     F32 top = V::load(s + u.panel_begin * kPanelKeys);
     for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 16) top = V::max(top, V::load(s + i));
@@ -135,6 +177,27 @@ class Softmax {
   }
 
  private:
+  void hide_edges(const Unit& u, int r, int panel) const {
+    const KeyRange range = s_.range[u.first_row + r];
+    const int64_t first = u.block * kBlockKeys + panel * kPanelKeys;
+    if (range.begin <= first && range.end >= first + kPanelKeys) return;
+    const auto clamped = [&](int64_t key) {
+      key -= first;
+      return static_cast<int16_t>(key < 0 ? 0 : key > kPanelKeys ? kPanelKeys : key);
+    };
+    const I16 before = V::set_i16(static_cast<int16_t>(clamped(range.begin) - 1)), end = V::set_i16(clamped(range.end));
+    const I16 all = V::set_i16(-1), most = V::set_i16(32767);
+    int16_t* s = scores(u, r) + panel * kPanelKeys;
+    for (int i = 0; i < kPanelKeys; i += 32) {
+      const I16 key = V::load_i16(kPackedKeys.data() + i);
+      // At least 0 where hidden. 32767 less that is large there, and of visible keys, with -1, wraps to -32768.
+      const I16 outside = V::max_i16(V::sub_i16(key, end), V::sub_i16(before, key));
+      const I16 lowest = V::sub_i16(most, V::max_i16(outside, all));
+      // The smaller of a score and ~lowest.
+      V::store_i16(s + i, V::sub_i16(all, V::max_i16(V::sub_i16(all, V::load_i16(s + i)), lowest)));
+    }
+  }
+
   int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
 
   // P of one row and panel: u / 8 / 32, rounded.
@@ -182,12 +245,18 @@ class Softmax {
 
   // Sums of P go to raw until alpha is known. Apart, for the constants of exp2 need most of 16 registers.
   [[gnu::noinline]] void exponentials_floating(const Unit& u, int r, float reference) {
-    const F32 top = V::set(reference);
     F32 sum = V::zero();
+    for (int panel = u.panel_begin; panel < u.panel_end; ++panel)
+      sum = floating_exponentials(r, panel, V::set(reference), sum);
+    V::store(reinterpret_cast<float*>(s_.raw) + r * 16, sum);
+  }
+
+  // Of one panel of a row; returns `sum` with them.
+  [[gnu::always_inline]] F32 floating_exponentials(int r, int panel, F32 top, F32 sum) const {
     float* s = s_.s + r * kBlockKeys;
     auto* p16 = reinterpret_cast<uint16_t*>(s_.p);
-    const int end = u.panel_end * kPanelKeys;
-    for (int i = u.panel_begin * kPanelKeys; i < end; i += 32) {
+    unroll<kPanelKeys / 32>([&](auto pair) __attribute__((always_inline)) {
+      const int i = panel * kPanelKeys + pair * 32;
       F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
       if constexpr (S::kPv == Element::bf16) {
         a = to_bf16_precision(a), b = to_bf16_precision(b);
@@ -200,8 +269,8 @@ class Softmax {
         V::store(s + i, a), V::store(s + i + 16, b);
       }
       sum = V::add(sum, V::add(a, b));
-    }
-    V::store(reinterpret_cast<float*>(s_.raw) + r * 16, sum);
+    });
+    return sum;
   }
 
   // Veltkamp's splitting: with c = x (2^16 + 1), c - (c - x) keeps the upper 8 bits, rounded.
