@@ -33,7 +33,7 @@ PackedSizes packed_sizes(int dim_qk, int dim_v) {
   sizes.tiles = kUsesTiles<V, S>;
   const bool nibbles = S::kQk == Element::i4 && !sizes.tiles;
   const int per_step = elements_per_step(S::kQk);
-  const int align = sizes.tiles ? 16 : V::kLanes ? 4 : nibbles ? 2 : 1;
+  const int align = S::kSplit ? 32 : sizes.tiles ? 16 : V::kLanes ? 4 : nibbles ? 2 : 1;
   sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, align));
   sizes.value_width = static_cast<int>(round_up(dim_v, sizes.tiles ? 32 : 16));
   sizes.key_block_bytes = int64_t{kBlockKeys} * sizes.key_steps * 4 / (nibbles ? 2 : 1);
