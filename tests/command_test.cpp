@@ -305,7 +305,7 @@ TEST_F(Command, DemoShowsEveryPreset) {
   const Ran ran = run("demo --repeat 1 --prefix layer4 --input " + input);
   ASSERT_EQ(ran.code, 0) << ran.err;
   for (const char* const word :
-       {"exact", "bf16", "int8_f16", "int8", "int4", "auto", "layer4", "auto chose: ", "What you just saw"})
+       {"exact", "bf16", "int8_f16", "int8", "int4", "bf16x3", "auto", "layer4", "auto chose: ", "What you just saw"})
     EXPECT_NE(ran.out.find(word), std::string::npos) << word;
   EXPECT_EQ(ran.out.find("layer0"), std::string::npos);
 }

@@ -114,6 +114,7 @@ const std::vector<std::string> kLines = {"b2 hq4 hkv2 lq70 lk600 d64 int8 causal
                                          "b1 h2 lq70 lk600 d64 int8_f16 mask=bool:0.3 f16",
                                          "b1 h2 lq1 lk9000 d32 int4",
                                          "b1 h2 lq70 lk600 d64 bf16 precision=bf16",
+                                         "b1 h2 lq70 lk600 d40 bf16x3 guard1e-9",
                                          "b1 h2 lq70 lk600 d64 int4 guard0.02",
                                          "h2 lens_q=3,70 lens_k=600,30 d32 auto"};
 

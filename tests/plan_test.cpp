@@ -105,7 +105,8 @@ TEST(Plan, RunsLikeACall) {
   for (const std::string& isa : isas())
     for (const std::string line :
          {"b2 hq4 hkv2 lq40 lk300 d32 int8 causal", "h2 lq40 lk300 d33 exact mask=bool:0.5 f16",
-          "h1 lq1 lk9000 d16 int4", "lens_q=3,20 lens_k=300,20 h2 d32 int8_f16", "h2 lq40 lk300 d32 int4 guard0.02"}) {
+          "h1 lq1 lk9000 d16 int4", "lens_q=3,20 lens_k=300,20 h2 d32 int8_f16", "h2 lq40 lk300 d32 int4 guard0.02",
+          "h2 lq40 lk300 d33 bf16x3"}) {
       const Problem p = support::parse_problem(line);
       Tensors by_call = make_tensors(p), by_plan = make_tensors(p);
       ASSERT_EQ(run_guarded(p, by_call, shared_context(isa)), CLARY_OK);

@@ -25,6 +25,7 @@ const std::vector<std::string> kLines = {
     "b1 hq8 hkv1 lq2 lk5000 d32 exact sinks",
     "b1 hq2 hkv2 lq3 lk7000 d32 int4 causal window3000,0",
     "hq2 hkv1 lens_q=1,1,40 lens_k=6000,3,300 d32 bf16 precision=bf16",
+    "hq2 hkv1 lens_q=1,1,40 lens_k=6000,3,300 d32 bf16x3",
     "b1 h2 lq300 lk300 d32 int4 guard0.02",
     "b1 h4 lq40 lk1200 d64 auto f16",
 };

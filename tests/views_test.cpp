@@ -48,9 +48,11 @@ std::vector<int64_t> strides_in_order(const std::vector<int64_t>& shape, const s
   return strides;
 }
 
-const std::vector<std::string> kLines = {"b2 hq4 hkv2 lq19 lk270 d33 exact", "b2 hq4 hkv2 lq19 lk270 d40 int8 causal",
+const std::vector<std::string> kLines = {"b2 hq4 hkv2 lq19 lk270 d33 exact",
+                                         "b2 hq4 hkv2 lq19 lk270 d40 int8 causal",
                                          "b2 hq4 hkv2 lq19 lk270 d64 dv32 int8_f16 f16",
                                          "b2 hq4 hkv2 lq19 lk270 d16 bf16 precision=bf16",
+                                         "b2 hq4 hkv2 lq19 lk270 d40 bf16x3",
                                          "b2 hq4 hkv2 lq19 lk270 d64 int4 bshd"};
 
 TEST_P(Views, AnyOrderOfDimensionsWithGaps) {
@@ -72,7 +74,7 @@ TEST_P(Views, AnyOrderOfDimensionsWithGaps) {
 }
 
 TEST_P(Views, PackedQkv) {
-  for (const clary_precision precision : {CLARY_EXACT, CLARY_INT8, CLARY_INT8_F16, CLARY_INT4}) {
+  for (const clary_precision precision : {CLARY_EXACT, CLARY_INT8, CLARY_INT8_F16, CLARY_INT4, CLARY_BF16X3}) {
     Problem p = support::parse_problem("b2 h3 l40 d24 bshd causal");
     p.precision = precision;
     const Tensors expected = dense(p);

@@ -64,7 +64,7 @@ int check_all(const CheckOptions& options) {
   std::vector<Case> loaded = files ? file_cases(options.input, options.attention) : std::vector<Case>();
   const Context context = make_context(options.machine);
   const std::vector<clary_precision> precisions =
-      parse_precisions(options.precisions.empty() ? "exact,bf16,int8_f16,int8,int4,auto" : options.precisions);
+      parse_precisions(options.precisions.empty() ? "exact,bf16x3,bf16,int8_f16,int8,int4,auto" : options.precisions);
   if (!options.json) fmt::print("{}\n\n", environment_text(context.get(), threads_of(options.machine)));
   bool good = true;
   nlohmann::json results = nlohmann::json::array();

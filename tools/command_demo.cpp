@@ -35,8 +35,8 @@ struct Outcome {
   double error = 0, speedup = 0;  // the largest error and the smallest speed-up of all layers
 };
 
-const std::vector<clary_precision> kPresets = {CLARY_EXACT, CLARY_BF16, CLARY_INT8_F16,
-                                               CLARY_INT8,  CLARY_INT4, CLARY_AUTO};
+const std::vector<clary_precision> kPresets = {CLARY_EXACT, CLARY_BF16X3, CLARY_BF16, CLARY_INT8_F16,
+                                               CLARY_INT8,  CLARY_INT4,   CLARY_AUTO};
 
 // Prints one layer's table and what `auto` did.
 Outcome show_layer(Case& c, const DemoOptions& options, clary_context* context) {

@@ -67,8 +67,9 @@ void add_run_command(CLI::App& app, Action& action) {
       ->type_name("FILE.npy")
       ->group("Output");
   command
-      ->add_option("--precision", options->attention.precision, "exact, bf16, int8_f16, int8, int4 or auto (default)")
-      ->check(CLI::IsMember({"exact", "bf16", "int8_f16", "int8", "int4", "auto"}))
+      ->add_option("--precision", options->attention.precision,
+                   "exact, bf16x3, bf16, int8_f16, int8, int4 or auto (default)")
+      ->check(CLI::IsMember({"exact", "bf16x3", "bf16", "int8_f16", "int8", "int4", "auto"}))
       ->type_name("NAME")
       ->group("Attention");
   add_attention_options(*command, options->attention);

@@ -96,7 +96,7 @@ void add_precision_list(CLI::App& app, std::string& list, const std::string& fal
       return error.what();
     }
   };
-  app.add_option("--precision", list, "Some of exact,bf16,int8_f16,int8,int4,auto (default: " + fallback + ")")
+  app.add_option("--precision", list, "Some of exact,bf16x3,bf16,int8_f16,int8,int4,auto (default: " + fallback + ")")
       ->check(check, "")
       ->type_name("LIST");
 }
@@ -107,10 +107,10 @@ std::vector<clary_precision> parse_precisions(const std::string& list) {
     const size_t end = std::min(list.find(',', start), list.size());
     const std::string name = list.substr(start, end - start);
     int precision = CLARY_EXACT;
-    while (precision <= CLARY_AUTO && name != support::name_of(static_cast<clary_precision>(precision))) ++precision;
-    if (precision > CLARY_AUTO)
+    while (precision <= CLARY_BF16X3 && name != support::name_of(static_cast<clary_precision>(precision))) ++precision;
+    if (precision > CLARY_BF16X3)
       throw std::invalid_argument("'" + name +
-                                  "': expected exact, bf16, int8_f16, int8, int4 or auto, separated by commas");
+                                  "': expected exact, bf16x3, bf16, int8_f16, int8, int4 or auto, separated by commas");
     result.push_back(static_cast<clary_precision>(precision));
     start = end + 1;
   }

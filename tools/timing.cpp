@@ -86,9 +86,11 @@ double Peaks::of(clary_precision precision, double dim_qk, double dim_v) {
   const double f32 = get(CLARY_PEAK_F32);
   if (precision == CLARY_EXACT) return f32;
   // Without bf16 instructions, 16-bit products run as f32.
-  const double bf16 = precision == CLARY_BF16 || precision == CLARY_INT8_F16 ? get(CLARY_PEAK_BF16) : f32;
+  const bool in_bf16 = precision == CLARY_BF16 || precision == CLARY_INT8_F16 || precision == CLARY_BF16X3;
+  const double bf16 = in_bf16 ? get(CLARY_PEAK_BF16) : f32;
   const double wide = std::isnan(bf16) ? f32 : std::max(bf16, f32);
   if (precision == CLARY_BF16) return wide;
+  if (precision == CLARY_BF16X3) return std::max(wide / 3, f32);
   const double int8 = get(CLARY_PEAK_INT8);
   if (precision == CLARY_INT8_F16) return (dim_qk + dim_v) / (dim_qk / int8 + dim_v / wide);
   return int8;

@@ -12,7 +12,7 @@ weights = np.exp(scores - scores.max(-1, keepdims=True))
 weights /= weights.sum(-1, keepdims=True)
 reference = np.einsum("bhgij,bhjd->bhgid", weights, v).reshape(q.shape)
 
-for precision in ("exact", "bf16", "int8_f16", "int8", "int4"):
+for precision in ("exact", "bf16x3", "bf16", "int8_f16", "int8", "int4"):
     out = clary.attention(q, k, v, precision=precision)
     error = np.linalg.norm(out - reference) / np.linalg.norm(reference)
     print(f"{precision:9} relative L2 error {error:.1e}")

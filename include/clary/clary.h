@@ -69,7 +69,8 @@ typedef enum clary_precision {
   CLARY_INT8_F16 = 2, /* INT8 QK^T with smoothing, 16-bit PV (on CPUs as CLARY_BF16) */
   CLARY_INT8 = 3,     /* INT8 QK^T with smoothing, u8 P times INT8 V */
   CLARY_INT4 = 4,     /* as INT8, with K stored in 4 bits (asymmetric, per token) */
-  CLARY_AUTO = 5      /* per head, by the rule of docs/semantics.md: exact for little work, otherwise guarded INT8 */
+  CLARY_AUTO = 5,     /* per head, by the rule of docs/semantics.md: exact for little work, otherwise guarded INT8 */
+  CLARY_BF16X3 = 6    /* f32 as the sum of two bf16, three products (error 1e-5); CPUs without AMX compute exactly */
 } clary_precision;
 
 typedef enum clary_causal {
@@ -103,7 +104,7 @@ typedef struct clary_attention_params {
   int64_t num_sequences;
   /* Budget for the relative L2 error of each head, > 0; default NaN = no guard. The call computes `guard_rows` rows of
    * every head exactly, compares, and repeats heads over the budget at the next precision
-   * (int4 -> int8 -> int8_f16 -> exact; bf16 -> exact). */
+   * (int4 -> int8 -> int8_f16 -> exact; bf16 and bf16x3 -> exact). */
   double guard;
   int32_t guard_rows; /* sampled rows per head, 1 to 64; default 16 */
   /* CUDA tensors only (docs/gpu.md). The call enqueues its kernels on `stream` (a cudaStream_t, NULL = the legacy

@@ -159,7 +159,8 @@ enum class Precision {
   int8_f16 = CLARY_INT8_F16,
   int8 = CLARY_INT8,
   int4 = CLARY_INT4,
-  automatic = CLARY_AUTO
+  automatic = CLARY_AUTO,
+  bf16x3 = CLARY_BF16X3
 };
 
 // Which keys a query may see because of its place. The alignment is always named.

@@ -10,12 +10,15 @@ namespace clary {
 
 // i8w: INT8 codes as 16-bit words, for sets that have no dot product of bytes: widened once, when they are packed.
 // i8t: INT8 values of the matrix engine, whose softmax has words of its own (kernel/tiles/layout.h).
-enum class Element : uint8_t { f32, bf16, i8, i4, i8w, i8t };
+// bf16x2: f32 as the sum of two bf16, whose products are three: what the two low halves would give is left out. On the
+// matrix engine alone.
+enum class Element : uint8_t { f32, bf16, i8, i4, i8w, i8t, bf16x2 };
 
 template <Element QK, Element PV>
 struct Scheme {
   static constexpr Element kQk = QK, kPv = PV;
   static constexpr bool kIntegerQk = QK == Element::i8 || QK == Element::i4 || QK == Element::i8w;
+  static constexpr bool kSplit = QK == Element::bf16x2;
   // Values have a scale per channel and block, and P are bytes.
   static constexpr bool kIntegerPv = PV == Element::i8 || PV == Element::i8w || PV == Element::i8t;
   // Softmax in 16-bit fixed point, 1/64 octave per unit; otherwise f32 and one octave per unit.
@@ -39,6 +42,9 @@ template <class V>
 inline constexpr Element k16Bit = V::kHasDot2 ? Element::bf16 : Element::f32;
 template <class V>
 using Bf16Scheme = Scheme<k16Bit<V>, k16Bit<V>>;
+// Elsewhere three products and what they wait for are more than one of f32.
+template <class V>
+using Bf16x3Scheme = std::conditional_t<V::kHasTiles, Scheme<Element::bf16x2, Element::bf16x2>, ExactScheme>;
 template <class V>
 inline constexpr Element kInt8 = V::kBytesAsWords ? Element::i8w : Element::i8;
 template <class V>
@@ -64,7 +70,7 @@ inline constexpr bool kInPairs = V::kPairs && (E == Element::bf16 || E == Elemen
 inline constexpr float kLog2e = 1.44269504f;  // octaves per nat
 
 constexpr int elements_per_step(Element e) {
-  return e == Element::f32 ? 1 : e == Element::bf16 || e == Element::i8w ? 2 : 4;
+  return e == Element::f32 || e == Element::bf16x2 ? 1 : e == Element::bf16 || e == Element::i8w ? 2 : 4;
 }
 
 // Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the

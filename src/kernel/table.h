@@ -61,6 +61,7 @@ PackedSizes sizes_of(Precision precision, int dim_qk, int dim_v) {
       return int8_has_bf16_values<V>(dim_v) ? packed_sizes<V, Int8F16Scheme<V>>(dim_qk, dim_v)
                                             : packed_sizes<V, Int8Scheme<V>>(dim_qk, dim_v);
     case Precision::int4: return packed_sizes<V, Int4Scheme<V>>(dim_qk, dim_v);
+    case Precision::bf16x3: return packed_sizes<V, Bf16x3Scheme<V>>(dim_qk, dim_v);
   }
   return {};
 }
@@ -84,9 +85,9 @@ constexpr KernelTable make_table() {
           sizes_of<V>,
           channel_mean<V>,
           {pack_block<V, ExactScheme>, pack_block<V, Bf16Scheme<V>>, pack_block<V, Int8F16Scheme<V>>,
-           pack_int8_block<V>, pack_block<V, Int4Scheme<V>>},
+           pack_int8_block<V>, pack_block<V, Int4Scheme<V>>, nullptr, pack_block<V, Bf16x3Scheme<V>>},
           {attend_item<V, ExactScheme>, attend_item<V, Bf16Scheme<V>>, attend_item<V, Int8F16Scheme<V>>,
-           attend_int8_item<V>, attend_item<V, Int4Scheme<V>>},
+           attend_int8_item<V>, attend_item<V, Int4Scheme<V>>, nullptr, attend_item<V, Bf16x3Scheme<V>>},
           attend_directly<V>,
           merge_rows<V>,
           pack_scratch_bytes<V>,

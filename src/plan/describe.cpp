@@ -127,7 +127,7 @@ void describe_work(const Plan& plan, const clary_plan_info& info, Text& text) {
   text.add("memory:    %.4g MB of workspace\n", info.workspace_bytes * 1e-6);
   if (plan.smooths_queries(plan.start))
     text.add("smoothing: K, V and Q\n");
-  else if (plan.start != Precision::exact && plan.start != Precision::bf16)
+  else if (is_integer(plan.start))
     text.add("smoothing: K and V (too few queries to smooth Q)\n");
   if (plan.problem.folds_mask())
     text.add("mask:      the same for every query: folded into the key bias, costs nothing per score\n");

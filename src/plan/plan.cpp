@@ -35,6 +35,10 @@ void choose_precision(Plan& plan) {
   if (p.precision != CLARY_AUTO) {
     plan.start = static_cast<Precision>(p.precision);
     plan.reason = "as asked";
+    if (plan.start == Precision::bf16x3 && !plan.kernels->sizes(plan.start, 1, 1).tiles) {
+      plan.start = Precision::exact;
+      plan.reason = "bf16x3 as f32, which is exact and no slower without a matrix engine";
+    }
     return;
   }
   const int64_t rows = p.group * p.max_len_q;
@@ -204,6 +208,7 @@ Precision raised(Precision precision) {
     case Precision::int8: return Precision::int8_f16;
     case Precision::int8_f16:
     case Precision::bf16:
+    case Precision::bf16x3:
     case Precision::exact: return Precision::exact;
   }
   return Precision::exact;

@@ -25,7 +25,9 @@ struct HeadReport {
 };
 
 // Whether Q K^T multiplies integers, so that means are taken off first.
-constexpr bool is_integer(Precision precision) { return precision != Precision::exact && precision != Precision::bf16; }
+constexpr bool is_integer(Precision precision) {
+  return precision != Precision::exact && precision != Precision::bf16 && precision != Precision::bf16x3;
+}
 
 struct Plan {
   Problem problem;

@@ -20,8 +20,8 @@ Strides strides_of(const View& view) { return {view.strides[0], view.strides[1],
 
 clary_status check_enums(const clary_attention_params& p) {
   CLARY_TRY(check_layout(p.layout));
-  if (number(p.precision) < CLARY_EXACT || number(p.precision) > CLARY_AUTO)
-    CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_AUTO (5)", number(p.precision));
+  if (number(p.precision) < CLARY_EXACT || number(p.precision) > CLARY_BF16X3)
+    CLARY_REJECT("precision: is %d, allowed are CLARY_EXACT (0) to CLARY_BF16X3 (6)", number(p.precision));
   if (number(p.causal) < CLARY_NOT_CAUSAL || number(p.causal) > CLARY_CAUSAL_OFFSET)
     CLARY_REJECT("causal: is %d, allowed are CLARY_NOT_CAUSAL (0) to CLARY_CAUSAL_OFFSET (3)", number(p.causal));
   return CLARY_OK;

@@ -7,7 +7,7 @@
 namespace clary {
 
 const char* name(Precision precision) {
-  static constexpr const char* kNames[kPrecisions] = {"exact", "bf16", "int8_f16", "int8", "int4"};
+  static constexpr const char* kNames[kPrecisions] = {"exact", "bf16", "int8_f16", "int8", "int4", "auto", "bf16x3"};
   return kNames[static_cast<int>(precision)];
 }
 

@@ -10,8 +10,9 @@
 
 namespace clary {
 
-enum class Precision : uint8_t { exact, bf16, int8_f16, int8, int4 };
-inline constexpr int kPrecisions = 5;
+// Numbered as clary_precision is, whose 5 is a rule and no precision.
+enum class Precision : uint8_t { exact, bf16, int8_f16, int8, int4, bf16x3 = 6 };
+inline constexpr int kPrecisions = 7;
 const char* name(Precision precision);
 
 // Distances in elements between neighbours along each dimension; the head dimension is dense.

@@ -33,7 +33,7 @@ PackedSizes packed_sizes(int dim_qk, int dim_v) {
   sizes.tiles = kUsesTiles<V, S>;
   const bool nibbles = S::kQk == Element::i4 && !sizes.tiles;
   const int per_step = elements_per_step(S::kQk);
-  const int align = sizes.tiles ? 16 : V::kLanes ? 4 : nibbles ? 2 : 1;
+  const int align = S::kSplit ? 32 : sizes.tiles ? 16 : V::kLanes ? 4 : nibbles ? 2 : 1;
   sizes.key_steps = static_cast<int>(round_up((dim_qk + per_step - 1) / per_step, align));
   sizes.value_width = static_cast<int>(round_up(dim_v, sizes.tiles ? 32 : 16));
   sizes.key_block_bytes = int64_t{kBlockKeys} * sizes.key_steps * 4 / (nibbles ? 2 : 1);
@@ -84,7 +84,7 @@ class Packer : BlockPacker<V, S> {
     float* inverse;    // [value_width]
   };
   static Scratch lay_out(Arena& arena, int64_t dim_qk, int64_t dim_v) {
-    return {arena.take<uint32_t>(kTileScaleKeys * round_up(dim_qk, 16)),
+    return {arena.take<uint32_t>(kTileScaleKeys * round_up(dim_qk, 32)),
             arena.take<float>(kBlockKeys * round_up(dim_qk > dim_v ? dim_qk : dim_v, 32)),
             arena.take<float>(round_up(dim_v, 32))};
   }
@@ -100,7 +100,7 @@ class Packer : BlockPacker<V, S> {
     for (int panel = 0; panel * kPanelKeys < keys_; ++panel)
       for (int vector = 0; vector < 4; vector += kVectors) squares = V::max(squares, pack_vectors(panel, vector));
     head_.block_norm[a_.block] = std::sqrt(V::reduce_max(squares));
-    if constexpr (kTiles) write_bias_words();
+    if constexpr (kTiles && S::kIntegerQk) write_bias_words();
   }
 
   // Packs kVectors vectors; returns the largest squares of their norms.
@@ -276,6 +276,9 @@ class Packer : BlockPacker<V, S> {
       uint32_t* image = scratch_.images + k * image_stride_;
       if constexpr (S::kQk == Element::bf16) {
         for (int c = 0; c < width_; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(image) + c, V::load(from + c));
+      } else if constexpr (S::kSplit) {
+        auto* high = reinterpret_cast<uint16_t*>(image);
+        for (int c = 0; c < width_; c += 16) store_split<V>(high + c, high + sizes_.key_steps + c, V::load(from + c));
       } else if constexpr (kBytes || (kTiles && S::kQk == Element::i4)) {
         write_codes(from, inverse_step[k % 16], image);
       }
@@ -363,13 +366,13 @@ class Packer : BlockPacker<V, S> {
     }
   }
 
-  // 16 images as a key tile of whole chunks.
+  // 16 images as a key tile of whole chunks, without the low halves that all are zeros.
   void copy_tiles(int panel, int vector, const uint32_t* images) {
-    const int chunks = sizes_.key_steps / 16;
+    const int chunks = sizes_.key_steps / 16, written = S::kSplit && !has_low_halves(*a_.problem) ? chunks / 2 : chunks;
     auto* to = reinterpret_cast<uint32_t*>(head_.keys + a_.block * sizes_.key_block_bytes) +
                int64_t{panel} * kPanelKeys * sizes_.key_steps + int64_t{vector} * chunks * kTileDwords;
     for (int key = 0; key < 16; ++key)
-      for (int chunk = 0; chunk < chunks; ++chunk)
+      for (int chunk = 0; chunk < written; ++chunk)
         V::store_i32(to + chunk * kTileDwords + key * 16, V::load_i32(images + key * image_stride_ + chunk * 16));
   }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernel/item.h"
+#include "kernel/tiles/layout.h"
 #include "quant/rows.h"
 
 namespace clary {
@@ -143,6 +144,9 @@ class Queries {
       uint32_t* to = s_.q + (first + i) * s_.q_stride;
       if constexpr (S::kIntegerQk) {
         write_codes(first + i, x, V::set(inverse[i]), to);
+      } else if constexpr (S::kSplit) {
+        auto* high = reinterpret_cast<uint16_t*>(to);
+        for (int c = 0; c < width_; c += 16) store_split<V>(high + c, high + s_.q_stride + c, V::load(x + c));
       } else {
         for (int c = 0; c < width_; c += 16) V::store_bf16(reinterpret_cast<uint16_t*>(to) + c, V::load(x + c));
       }

@@ -25,9 +25,10 @@ class ValuePacker : BlockPacker<V, S> {
  private:
   using Base = BlockPacker<V, S>;
   using Base::a_, Base::sizes_, Base::head_, Base::keys_;
-  using Base::has, Base::row, Base::load_value, Base::bf16_pair;
+  using Base::has, Base::row, Base::load_value, Base::bf16_pair, Base::round_bf16, Base::mark_nonfinite;
   using typename Base::F32, typename Base::I32;
-  static constexpr int kPerStep = elements_per_step(S::kPv);
+  // Keys that share 4 bytes.
+  static constexpr int kPerStep = S::kSplit ? 2 : elements_per_step(S::kPv);
   static constexpr int kSteps = kInPairs<V, S::kPv> ? 2 : 1;  // that are stored together
   static constexpr int kStepKeys = kSteps * kPerStep;
 
@@ -85,21 +86,47 @@ class ValuePacker : BlockPacker<V, S> {
 
   void pack_tiles() {
     const int padded = static_cast<int>(round_up(keys_, kPanelKeys)), width = sizes_.value_width;
-    for (int key = 0; key < padded; ++key) load_value(key, rows_ + key * width);
+    for (int key = 0; key < padded; ++key) {
+      load_value(key, rows_ + key * width);
+      if constexpr (S::kSplit) drop_huge(key);
+    }
+    std::byte* const values = head_.values + a_.block * sizes_.value_block_bytes;
     for (int c = 0; c < width; c += 16) {
       if constexpr (S::kIntegerPv) {
         F32 largest = V::zero();
         for (int key = 0; key < padded; ++key) largest = V::max(largest, V::abs(V::load(rows_ + key * width + c)));
         set_scale(c, largest);
       }
-      pack_channel_tiles(c, padded);
+      pack_channel_tiles(c, padded, values);
+    }
+    if constexpr (S::kSplit) {
+      if (!has_low_halves(*a_.problem)) return;
+      for (int i = 0; i < padded * width; i += 16) V::store(rows_ + i, low_half(V::load(rows_ + i)));
+      for (int c = 0; c < width; c += 16) pack_channel_tiles(c, padded, values + sizes_.value_block_bytes / 2);
     }
   }
 
+  // Sums of P times values beyond 2^96 might leave f32, for P goes up to 2^30: as if not finite, rows that see such a
+  // value are computed by the definition.
+  void drop_huge(int key) {
+    float* const x = rows_ + key * sizes_.value_width;
+    F32 largest = V::zero();
+    for (int c = 0; c < sizes_.value_width; c += 16) largest = V::max(largest, V::abs(V::load(x + c)));
+    if (V::reduce_max(largest) <= 0x1p96f) return;
+    std::memset(x, 0, static_cast<size_t>(sizes_.value_width) * 4);
+    mark_nonfinite(key);
+  }
+
+  // What rounding to bf16 leaves.
+  static F32 low_half(F32 x) {
+    const I32 high_half = V::set_i32(static_cast<int32_t>(0xffff0000u));
+    return V::sub(x, V::as_f32(V::and_i32(round_bf16(x), high_half)));
+  }
+
   // 16 channels of all keys of the block, as tiles of 16 steps of keys.
-  void pack_channel_tiles(int channel, int padded_keys) {
+  void pack_channel_tiles(int channel, int padded_keys, std::byte* values) {
     constexpr int kTileKeys = 16 * kPerStep;
-    auto* to = reinterpret_cast<uint32_t*>(head_.values + a_.block * sizes_.value_block_bytes) +
+    auto* to = reinterpret_cast<uint32_t*>(values) +
                int64_t{channel / 32 * (kBlockKeys / kTileKeys) * 2 + channel / 16 % 2} * kTileDwords;
     for (int key = 0; key < padded_keys; key += kTileKeys, to += 2 * kTileDwords) {
       I32 words[16];
@@ -203,7 +230,7 @@ class ValuePacker : BlockPacker<V, S> {
   [[gnu::always_inline]] static I32 value_word(const F32 (&x)[kPerStep], const float* inverses) {
     if constexpr (S::kPv == Element::f32) {
       return V::as_i32(x[0]);
-    } else if constexpr (S::kPv == Element::bf16) {
+    } else if constexpr (S::kPv == Element::bf16 || S::kSplit) {
       return bf16_pair(x[0], x[1]);
     } else {
       const F32 inverse = V::load(inverses);

@@ -134,7 +134,7 @@ void fill_params(Reader& in, Call& call) {
   clary_attention_params& p = call.params;
   clary_attention_params_init(&p);
   p.layout = static_cast<clary_layout>(in.byte() % 2);
-  p.precision = static_cast<clary_precision>(in.byte() % 6);
+  p.precision = static_cast<clary_precision>(in.byte() % 7);
   p.causal = static_cast<clary_causal>(in.byte() % 4);
   p.causal_offset = static_cast<int8_t>(in.byte());
   if (in.one_in(3)) p.softcap = real(in);

@@ -293,6 +293,8 @@ void add_tile_words(Vocabulary& v) {
          [](In in, Out out) { A::put_i32(out, M::as_words(M::as_i16(A::i32(in, 0)))); }});
   v.add({"join_words", kBits, kExact, 2, 64,
          [](In in, Out out) { A::put_i16(out, M::join_words(A::i32(in, 0), A::i32(in, 1))); }});
+  v.add({"join_high_words", kBits, kExact, 2, 64,
+         [](In in, Out out) { A::put_i16(out, M::join_high_words(A::i32(in, 0), A::i32(in, 1))); }});
   v.add({"max_u16", kBits, kExact, 2, 64, binary_i16<M, M::max_u16>});
   v.add({"bf16_of_words", kBits, kExact, 1, 64, unary_i16<M, M::bf16_of_words>});
   v.add({"sub_u16", kBits, kExact, 2, 64, binary_i16<M, M::sub_u16>});

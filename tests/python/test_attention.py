@@ -11,7 +11,7 @@ import torch
 from conftest import qkv
 
 # Relative L2 on normal inputs: the bounds of docs/semantics.md; f16 and bf16 results are rounded once more.
-BOUNDS = {"exact": 2e-6, "bf16": 4.5e-3, "int8_f16": 1.3e-2, "int8": 2e-2, "int4": 0.12, "auto": 2e-2}
+BOUNDS = {"exact": 2e-6, "bf16x3": 1e-5, "bf16": 4.5e-3, "int8_f16": 1.3e-2, "int8": 2e-2, "int4": 0.12, "auto": 2e-2}
 DTYPES = {"float32": (np.float32, torch.float32, 0), "float16": (np.float16, torch.float16, 6e-4)}
 DTYPES["bfloat16"] = (ml_dtypes.bfloat16, torch.bfloat16, 4e-3)
 
@@ -55,7 +55,7 @@ def test_every_argument(case, precision, rng):
     assert oracle.errors(out, expected).l2 <= BOUNDS[precision]
     np.testing.assert_array_equal(np.isneginf(lse), np.isneginf(expected_lse))
     seen = ~np.isneginf(expected_lse)
-    assert np.abs(lse[seen] - expected_lse[seen]).max() <= (1e-5 if precision == "exact" else 0.3)
+    assert np.abs(lse[seen] - expected_lse[seen]).max() <= ({"exact": 1e-5, "bf16x3": 1e-4}.get(precision, 0.3))
     assert not out[~seen].any(), "a row that sees nothing is 0"
 
     tensors = [torch.from_numpy(x) for x in arrays]

@@ -229,6 +229,7 @@ def test_peaks() -> None:
     one = _timing.Peaks(clary.info().isa, 1, 0.01)
     f32, int8 = one.of("exact", 64, 64), one.of("int8", 64, 64)
     assert 0 < f32 < math.inf and one.of("exact", 64, 64) == f32
+    assert f32 <= one.of("bf16x3", 64, 64) <= one.of("bf16", 64, 64)
     assert min(int8, f32) <= one.of("int8_f16", 64, 64) <= max(int8, one.of("bf16", 64, 64))
 
 

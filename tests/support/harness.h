@@ -147,6 +147,7 @@ inline bool is_amx(const std::string& isa) { return isa.starts_with("amx"); }
 inline double normal_gate(const Problem& problem, const std::string& isa) {
   switch (problem.precision) {
     case CLARY_EXACT: return 2e-6;
+    case CLARY_BF16X3: return is_amx(isa) ? 1e-5 : 2e-6;  // `exact` without a matrix engine
     case CLARY_BF16: return 0.0045;
     case CLARY_INT8_F16: return 0.013;
     case CLARY_INT4: return 0.11;  // 4-bit K on Gaussian data: a score error of sigma 0.1
@@ -169,6 +170,7 @@ inline double output_rounding(const Problem& problem) {
 
 // Errors that all the values of a channel share where it is nearly constant: sums in f32, and V rounded to bf16.
 inline double value_rounding(clary_precision precision) {
+  if (precision == CLARY_BF16X3) return 0x1p-17;
   return precision == CLARY_BF16 || precision == CLARY_INT8_F16 ? 0x1p-8 : 3e-6;
 }
 
@@ -191,7 +193,9 @@ inline Bound bound_of(const Problem& problem, const std::string& isa, const Erro
   // An f16 output below 2^-14 loses bits to its fixed smallest unit.
   bound.out_norm += problem.dtype == DType::f16 && !problem.out_f32 ? 0x1p-25 * std::sqrt(count) : 1e-30;
   // Rounding to bf16 is relative to each score, and with one channel nothing averages it out.
-  bound.lse = gate * (5 * growth + (problem.precision == CLARY_BF16 ? largest : 0)) + 1e-6 * (1 + largest);
+  bound.lse =
+      gate * (5 * growth + (problem.precision == CLARY_BF16 || problem.precision == CLARY_BF16X3 ? largest : 0)) +
+      1e-6 * (1 + largest);
   return bound;
 }
 

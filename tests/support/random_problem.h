@@ -26,7 +26,8 @@ class RandomProblems {
     draw_shape(p);
     draw_visibility(p);
     draw_scores(p);
-    p.precision = pick<clary_precision>({CLARY_EXACT, CLARY_BF16, CLARY_INT8_F16, CLARY_INT8, CLARY_INT4, CLARY_AUTO});
+    p.precision = pick<clary_precision>(
+        {CLARY_EXACT, CLARY_BF16, CLARY_INT8_F16, CLARY_INT8, CLARY_INT4, CLARY_AUTO, CLARY_BF16X3});
     p.dtype = pick<support::DType>({support::DType::f32, support::DType::f16, support::DType::bf16});
     p.out_f32 = p.dtype != support::DType::f32 && one_in(3);
     p.layout = pick<clary_layout>({CLARY_BHSD, CLARY_BSHD});

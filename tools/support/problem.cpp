@@ -16,7 +16,7 @@ namespace clary::support {
 namespace {
 
 constexpr const char* kDTypes[] = {"f32", "f16", "bf16"};
-constexpr const char* kPrecisions[] = {"exact", "bf16", "int8_f16", "int8", "int4", "auto"};
+constexpr const char* kPrecisions[] = {"exact", "bf16", "int8_f16", "int8", "int4", "auto", "bf16x3"};
 constexpr const char* kCausals[] = {"", "top_left", "bottom_right", ""};
 constexpr const char* kData[] = {"normal", "outliers", "peaked", "constant"};
 constexpr const char* kMasks[] = {"none", "bool", "additive", "key_padding", "block"};

@@ -14,7 +14,7 @@ import clary.torch
 import torch
 from comfy.ldm.modules.attention import register_attention_function, wrap_attn
 
-PRECISIONS = ("auto", "exact", "bf16", "int8_f16", "int8", "int4")
+PRECISIONS = ("auto", "exact", "bf16x3", "bf16", "int8_f16", "int8", "int4")
 # What ComfyUI hands to every function for its own bookkeeping.
 _BOOKKEEPING = {"transformer_options", "_inside_attn_wrapper"}
 

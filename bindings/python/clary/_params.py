@@ -13,7 +13,7 @@ import numpy as np
 from . import _lib
 
 Layout = Literal["bhsd", "bshd"]
-Precision = Literal["exact", "bf16", "int8_f16", "int8", "int4", "auto"]
+Precision = Literal["exact", "bf16", "int8_f16", "int8", "int4", "auto", "bf16x3"]  # as numbered in clary.h
 Causal = bool | int | Literal["top_left", "bottom_right"] | None
 
 LAYOUTS: tuple[str, ...] = get_args(Layout)

@@ -86,9 +86,11 @@ class Peaks:
         if precision == "exact":
             return f32
         # Without bf16 instructions, 16-bit products run as f32.
-        bf16 = max(f32, self._get(self._BF16)) if precision in ("bf16", "int8_f16") else f32
+        bf16 = max(f32, self._get(self._BF16)) if precision in ("bf16", "int8_f16", "bf16x3") else f32
         if precision == "bf16":
             return bf16
+        if precision == "bf16x3":
+            return max(bf16 / 3, f32)
         int8 = self._get(self._INT8)
         return (d + dv) / (d / int8 + dv / bf16) if precision == "int8_f16" else int8
 

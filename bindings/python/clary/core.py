@@ -79,8 +79,8 @@ def attention(
         softcap: c > 0: scores become c tanh(s / c).
         alibi_slopes: float32 [Hq] or [B, Hq]: scores -= slope |i + offset - j|.
         sinks: float32 [Hq]: a logit that joins each row's denominator.
-        precision: "exact" (f32 arithmetic), "bf16", "int8_f16", "int8", "int4" (SageAttention2, arXiv 2411.10958) or
-            "auto".
+        precision: "exact" (f32 arithmetic), "bf16x3" (f32 as the sum of two bf16), "bf16", "int8_f16", "int8", "int4"
+            (SageAttention2, arXiv 2411.10958) or "auto".
         return_lse: return (out, lse), lse float32 [B, Hq, Lq], natural logarithm.
         guard: budget for the relative L2 error of each head, measured on `guard_rows` rows (1 to 64) while the call
             runs; heads over it are computed again with more bits.

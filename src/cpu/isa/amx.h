@@ -64,6 +64,12 @@ struct Amx : Avx512Bf16 {
     const __m512i halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
     return {_mm512_mask_shuffle_epi8(a, 0xccccccccccccccccu, b, halves)};
   }
+  // The same of the upper halves.
+  [[gnu::always_inline]] static I16 join_high_words(I32 a, I32 b) {
+    const __m512i halves =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15));
+    return {_mm512_mask_shuffle_epi8(b, 0x3333333333333333u, a, halves)};
+  }
   static I16 max_u16(I16 a, I16 b) { return {_mm512_max_epu16(a.v, b.v)}; }
   static I16 sub_u16(I16 a, I16 b) { return {_mm512_subs_epu16(a.v, b.v)}; }
   // Ten-bit words to bytes and into each other's gaps, both on port 5.

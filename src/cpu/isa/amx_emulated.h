@@ -31,12 +31,12 @@ struct AmxEmulated : Scalar {
   }
   // Row i at p + i * stride_bytes; the stride may be 0 (all rows alike) or negative, and needs no alignment.
   template <int T>
-  [[gnu::noinline]] static void tile_load(const void* p, int64_t stride_bytes) {
-    for (int i = 0; i < 16; ++i) std::memcpy(tile<T>().row[i], static_cast<const char*>(p) + i * stride_bytes, 64);
+  static void tile_load(const void* p, int64_t stride_bytes) {
+    load_rows(tile<T>(), static_cast<const char*>(p), stride_bytes);
   }
   template <int T>
-  [[gnu::noinline]] static void tile_store(void* p, int64_t stride_bytes) {
-    for (int i = 0; i < 16; ++i) std::memcpy(static_cast<char*>(p) + i * stride_bytes, tile<T>().row[i], 64);
+  static void tile_store(void* p, int64_t stride_bytes) {
+    store_rows(tile<T>(), static_cast<char*>(p), stride_bytes);
   }
   // As tile_load, for what is not used again soon: it need not displace anything in the first cache.
   template <int T>
@@ -67,6 +67,12 @@ struct AmxEmulated : Scalar {
   [[gnu::noinline]] static I16 join_words(const I32& a, const I32& b) {
     return as_i16(each<I32>([&](int i) {
       return static_cast<int32_t>((static_cast<uint32_t>(a.v[i]) & 0xffff) | static_cast<uint32_t>(b.v[i]) << 16);
+    }));
+  }
+  // The high words of a and b, side by side in every lane.
+  [[gnu::noinline]] static I16 join_high_words(const I32& a, const I32& b) {
+    return as_i16(each<I32>([&](int i) {
+      return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> 16 | (static_cast<uint32_t>(b.v[i]) & 0xffff0000u));
     }));
   }
   [[gnu::noinline]] static I16 max_u16(const I16& a, const I16& b) {
@@ -114,6 +120,13 @@ struct AmxEmulated : Scalar {
     static_assert(T >= 0 && T < 8);
     if (!registers_.configured) __builtin_trap();
     return registers_.tile[T];
+  }
+  // Not inlined: unrolled kernels have hundreds of these, and loops take minutes to compile.
+  [[gnu::noinline]] static void load_rows(Tile& tile, const char* p, int64_t stride_bytes) {
+    for (int i = 0; i < 16; ++i) std::memcpy(tile.row[i], p + i * stride_bytes, 64);
+  }
+  [[gnu::noinline]] static void store_rows(const Tile& tile, char* p, int64_t stride_bytes) {
+    for (int i = 0; i < 16; ++i) std::memcpy(p + i * stride_bytes, tile.row[i], 64);
   }
   template <class Byte>
   [[gnu::noinline]] static void multiply_bytes(Tile& c, const Tile& a, const Tile& b) {

@@ -58,6 +58,9 @@ clary_status choose(const Problem& p, std::span<const Instance> instances, const
       plan.instance = p.dtype == DType::f16 ? first_of({{E::f16, E::f16}}) : first_of({{E::bf16, E::bf16}});
       break;
     case CLARY_BF16: plan.instance = first_of({{E::bf16, E::bf16}}); break;
+    case CLARY_BF16X3:
+      return fail(CLARY_UNSUPPORTED,
+                  "precision: CLARY_BF16X3 is not served on CUDA devices; CLARY_EXACT takes f16 and bf16 tensors");
     case CLARY_INT8_F16: plan.instance = first_of({{E::s8, E::f16}}); break;
     case CLARY_INT4:
       plan.instance = first_of({{E::s4, E::e4m3}, {E::s4, E::f16}, {E::s8, E::e4m3}, {E::s8, E::f16}});

@@ -53,11 +53,14 @@ class TileAttend : ItemKernel<V, S> {
   using F32 = typename V::F32;
   using I32 = typename V::I32;
   using Words = TileWords<S>;
-  // Beyond +-4096 octaves INT8 cannot tell neighbouring logits apart, beyond 32768 words in f32 cannot.
-  static constexpr float kReach = S::kIntegerQk ? 4096 : 32768;
+  // Beyond +-4096 octaves INT8 cannot tell neighbouring logits apart, beyond 32768 words in f32 cannot. What two bf16
+  // leave out of a product is up to 2^-17 of it, 1/32 octave at 4096.
+  static constexpr float kReach = S::kIntegerQk || S::kSplit ? 4096 : 32768;
   // The fused way without clamps holds 290 octaves below the reference, which itself lies within the reach. And words
   // per product stay below 1.33, so that kMagic times them is exact: at most 128 * 120 by a product of two bytes.
-  static constexpr float kFusedReach = 120;
+  // Octaves in f32 need no clamps.
+  static constexpr float kFusedReach = S::kSplit ? kReach : 120;
+  static constexpr int kUnitPanels = S::kSplit ? kSplitPanels : kPanels;
 
   // Rows of queries become tiles, in place: [chunk][16 steps][16 queries], one dword each.
   void transpose_queries() const {
@@ -91,9 +94,18 @@ class TileAttend : ItemKernel<V, S> {
     const bool with_mask = !whole && a_.problem->mask.kind != Mask::Kind::none && !a_.mask_folded;
     // An additive mask may have taken the reference anywhere.
     const bool fast = whole && reach * largest_norm_ < kFusedReach && a_.problem->mask.kind != Mask::Kind::additive;
+    for (int panel = 0; panel < kPanels; panel += kUnitPanels) {
+      TileUnit part = u;
+      part.first_panel = panel;
+      part.panel_begin = std::max(u.panel_begin, panel), part.panel_end = std::min(u.panel_end, panel + kUnitPanels);
+      if (part.panel_begin < part.panel_end) run_part(part, fused, fast, with_mask);
+    }
+  }
+
+  void run_part(const TileUnit& u, bool fused, bool fast, bool with_mask) {
     if (!fused || with_mask || !run_fused(u, fast)) {
       products_.release_tiles();
-      natural_.run(u, with_mask, rows_of_o(a_, s_, row));
+      natural_.run(u, with_mask, rows_of_o(a_, s_, u.first_row));
     }
     products_.run(u);
   }

@@ -107,20 +107,25 @@ class TileNatural {
   }
 
   void store_words(const TileUnit& u, const Unit& rows, int g, const float* references) const {
-    const F32 scale = V::set(Words::kPerOctave), lowest = V::set(kMagic), highest = V::set(kMagic + Words::kMost);
+    const F32 scale = V::set(Words::kPerOctave), lowest = V::set(Words::kHidden),
+              highest = V::set(Words::kOrigin + Words::kMost);
     for (int key = rows.panel_begin * kPanelKeys; key < rows.panel_end * kPanelKeys; key += 16) {
       I32 x[16];
       for (int r = 0; r < 16; ++r) {
         const F32 s = V::sub(V::load(s_.s + r * kBlockKeys + key), V::set(references[r]));
-        const F32 word = V::mul_add(s, scale, V::set(kMagic + Words::kOfOne));
+        const F32 word = V::mul_add(s, scale, V::set(Words::kOrigin + Words::kOfOne));
         x[r] = V::as_i32(V::min(V::max(word, lowest), highest));
       }
       V::transpose16(x);
       int16_t* p = u.words(s_.p, g) + key * 16;
       for (int pair = 0; pair < 8; ++pair, p += 32) {
         const int first = Words::first_key(pair);
-        const I16 words = V::join_words(x[first], x[first + Words::kPairDistance]);
-        V::store_i16(p, Words::kBytes ? words : V::bf16_of_words(words));
+        if constexpr (S::kSplit) {
+          scores_.store_exponentials(p, V::as_f32(x[first]), V::as_f32(x[first + 1]));
+        } else {
+          const I16 words = V::join_words(x[first], x[first + Words::kPairDistance]);
+          V::store_i16(p, Words::kBytes ? words : V::bf16_of_words(words));
+        }
       }
     }
   }
