@@ -271,7 +271,7 @@ TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
     const double dense = r["dense"]["time"]["median_s"], density = r["dense"]["density"];
     EXPECT_DOUBLE_EQ(r["dense"]["over_density"], median / (density * dense));
     EXPECT_DOUBLE_EQ(r["one_thread"]["speedup"], r["one_thread"]["time"]["median_s"].get<double>() / median);
-    EXPECT_GT(r["one_thread"]["busy"], 0);
+    EXPECT_GE(r["one_thread"]["busy"], 0);  // a call that is one task hands nothing out
     EXPECT_LE(r["one_thread"]["busy"], 1);
     EXPECT_GT(r["workspace_bytes"], 0);
     EXPECT_LT(r["errors"]["relative_l2"], 0.01);  // of the call, not of the dense one

@@ -171,7 +171,7 @@ TEST(Plan, ItemsShareOutEvenly) {
        std::initializer_list<Case>{{"h16 l1024 d16 exact", 2, 128},
                                    {"h5 l1024 d16 exact", 16, 0},
                                    {"h4 l1024 d16 exact", 3, 0},
-                                   {"lens_q=1024,16,16,16 lens_k=1024,16,16,16 h5 d16 exact", 16, 5 * (16 + 3)},
+                                   {"lens_q=1024,16,16,16 lens_k=1024,16,16,16 h5 d16 exact", 16, 5 * (32 + 3)},
                                    {"h1 l96 d16 exact", 2, 3}}) {
     const Problem p = support::parse_problem(c.line);
     Tensors t = make_tensors(p);

@@ -170,7 +170,7 @@ inline double output_rounding(const Problem& problem) {
 
 // Errors that all the values of a channel share where it is nearly constant: sums in f32, and V rounded to bf16.
 inline double value_rounding(clary_precision precision) {
-  if (precision == CLARY_BF16X3) return 0x1p-17;
+  if (precision == CLARY_BF16X3) return 0x1p-16;
   return precision == CLARY_BF16 || precision == CLARY_INT8_F16 ? 0x1p-8 : 3e-6;
 }
 
@@ -179,6 +179,13 @@ inline double value_rounding(clary_precision precision) {
 struct Bound {
   double out_norm, lse;
 };
+
+// Of a score, at worst. Of two bf16 the low one is off by 2^-8 of itself, which is 2^-8 of the number, in both operands;
+// and as much is the product of both low ones, which is left out.
+inline double score_rounding(const Problem& problem, const std::string& isa) {
+  if (problem.precision == CLARY_BF16) return normal_gate(problem, isa);
+  return problem.precision == CLARY_BF16X3 && is_amx(isa) ? 3 * 0x1p-16 : 0;
+}
 
 inline Bound bound_of(const Problem& problem, const std::string& isa, const Errors& errors, const Exact& exact) {
   const double count = static_cast<double>(std::max<int64_t>(1, errors.count));
@@ -193,9 +200,7 @@ inline Bound bound_of(const Problem& problem, const std::string& isa, const Erro
   // An f16 output below 2^-14 loses bits to its fixed smallest unit.
   bound.out_norm += problem.dtype == DType::f16 && !problem.out_f32 ? 0x1p-25 * std::sqrt(count) : 1e-30;
   // Rounding to bf16 is relative to each score, and with one channel nothing averages it out.
-  bound.lse =
-      gate * (5 * growth + (problem.precision == CLARY_BF16 || problem.precision == CLARY_BF16X3 ? largest : 0)) +
-      1e-6 * (1 + largest);
+  bound.lse = gate * 5 * growth + score_rounding(problem, isa) * largest + 1e-6 * (1 + largest);
   return bound;
 }
 

@@ -54,7 +54,7 @@ class TileAttend : ItemKernel<V, S> {
   using I32 = typename V::I32;
   using Words = TileWords<S>;
   // Beyond +-4096 octaves INT8 cannot tell neighbouring logits apart, beyond 32768 words in f32 cannot. What two bf16
-  // leave out of a product is up to 2^-17 of it, 1/32 octave at 4096.
+  // leave out of a product of two numbers is up to 3 * 2^-16 of it, 0.2 octaves at 4096.
   static constexpr float kReach = S::kIntegerQk || S::kSplit ? 4096 : 32768;
   // The fused way without clamps holds 290 octaves below the reference, which itself lies within the reach. And words
   // per product stay below 1.33, so that kMagic times them is exact: at most 128 * 120 by a product of two bytes.
