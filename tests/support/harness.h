@@ -180,10 +180,11 @@ struct Bound {
   double out_norm, lse;
 };
 
-// Of a score, at worst. Of two bf16 the low one is off by 2^-8 of itself, which is 2^-8 of the number, in both operands;
-// and as much is the product of both low ones, which is left out.
+// Of a score, at worst: with one channel nothing averages it out. A bf16 is off by 2^-8 of itself, for both operands.
+// Of two bf16 the low one is, which is 2^-8 of the number; and as much is the product of both low ones, which is left
+// out.
 inline double score_rounding(const Problem& problem, const std::string& isa) {
-  if (problem.precision == CLARY_BF16) return normal_gate(problem, isa);
+  if (problem.precision == CLARY_BF16) return 0x1p-7;
   return problem.precision == CLARY_BF16X3 && is_amx(isa) ? 3 * 0x1p-16 : 0;
 }
 
@@ -199,7 +200,6 @@ inline Bound bound_of(const Problem& problem, const std::string& isa, const Erro
                    (output_rounding(problem) + value_rounding(problem.precision)) * errors.reference_norm;
   // An f16 output below 2^-14 loses bits to its fixed smallest unit.
   bound.out_norm += problem.dtype == DType::f16 && !problem.out_f32 ? 0x1p-25 * std::sqrt(count) : 1e-30;
-  // Rounding to bf16 is relative to each score, and with one channel nothing averages it out.
   bound.lse = gate * 5 * growth + score_rounding(problem, isa) * largest + 1e-6 * (1 + largest);
   return bound;
 }
