@@ -5,14 +5,6 @@ set(CLARY_KERNEL_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math 
 if(CLARY_SANITIZE)
   set(CLARY_KERNEL_FLAGS -O1 -ffp-contract=off -Wno-ignored-attributes)  # instrumented unrolled loops take minutes to compile at -O3
 endif()
-if(CLARY_SANITIZE MATCHES "address")
-  # Checks of memory are calls: in place, they are most of what there is to compile.
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    list(APPEND CLARY_KERNEL_FLAGS --param=asan-instrumentation-with-call-threshold=0)
-  else()
-    list(APPEND CLARY_KERNEL_FLAGS -mllvm -asan-instrumentation-with-call-threshold=0)
-  endif()
-endif()
 if(CLARY_SANITIZE MATCHES "undefined")
   # Two checks per access of what the checks of memory and of indices see too.
   list(APPEND CLARY_KERNEL_FLAGS -fno-sanitize=object-size,pointer-overflow)
