@@ -67,19 +67,25 @@ void one_thread_each(void* user, size_t count, void (*task)(void*, size_t), void
   }
 }
 
+// A context whose pool is one of the above, which counts its calls. isa: nullptr for the best.
+ContextPointer context_of_pool(const char* isa, int threads, clary_parallel_for_fn parallel_for, int& calls) {
+  clary_context_options options;
+  clary_context_options_init(&options);
+  options.isa = isa;
+  options.threads = threads;
+  options.parallel_for = parallel_for;
+  options.parallel_user = &calls;
+  clary_context* context = nullptr;
+  EXPECT_EQ(clary_context_create(&options, &context), CLARY_OK) << clary_last_error();
+  return ContextPointer(context);
+}
+
 // How often a call hands work to the caller's pool of two threads.
 int rounds_of(const char* line) {
   const Problem p = support::parse_problem(line);
   Tensors tensors = make_tensors(p);
-  clary_context_options options;
-  clary_context_options_init(&options);
   int calls = 0;
-  options.threads = 2;
-  options.parallel_for = serial_in_reverse;
-  options.parallel_user = &calls;
-  clary_context* raw = nullptr;
-  EXPECT_EQ(clary_context_create(&options, &raw), CLARY_OK) << clary_last_error();
-  const ContextPointer context(raw);
+  const ContextPointer context = context_of_pool(nullptr, 2, serial_in_reverse, calls);
   EXPECT_EQ(run_guarded(p, tensors, context.get()), CLARY_OK) << clary_last_error();
   return calls;
 }
@@ -97,16 +103,9 @@ TEST_P(Threads, TheCallersPoolGivesTheSameBits) {
   Tensors expected = make_tensors(p);
   ASSERT_EQ(run_guarded(p, expected, make_context(isa(), 1).get()), CLARY_OK) << clary_last_error();
   for (const clary_parallel_for_fn parallel_for : {serial_in_reverse, one_thread_each}) {
-    clary_context_options options;
-    clary_context_options_init(&options);
     int calls = 0;
-    options.isa = isa().c_str();
-    options.threads = 4;
-    options.parallel_for = parallel_for;
-    options.parallel_user = &calls;
-    clary_context* raw = nullptr;
-    ASSERT_EQ(clary_context_create(&options, &raw), CLARY_OK) << clary_last_error();
-    const ContextPointer context(raw);
+    const ContextPointer context = context_of_pool(isa().c_str(), 4, parallel_for, calls);
+    ASSERT_NE(context, nullptr);
     Tensors got = make_tensors(p);
     ASSERT_EQ(run_guarded(p, got, context.get()), CLARY_OK) << clary_last_error();
     EXPECT_GT(calls, 0);

@@ -48,8 +48,8 @@ class Accumulate {
   [[gnu::always_inline]] void group(const Unit& u, int channel, int& tile, Hook&& hook) {
     const int64_t block_bytes = a_.sizes->value_block_bytes;
     const int first_step = Whole ? 0 : u.panel_begin * (kPanelKeys / kPerStep);
-    const auto steps =
-        known_or < Whole ? kBlockKeys / kPerStep : 0 > ((u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep));
+    constexpr int kKnownSteps = Whole ? kBlockKeys / kPerStep : 0;
+    const auto steps = known_or<kKnownSteps>((u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep));
     const auto* v = reinterpret_cast<const uint32_t*>(a_.head->values + u.block * block_bytes) +
                     int64_t{channel} * (kBlockKeys / kPerStep) + int64_t{first_step} * N * 16;
     constexpr int64_t kStride = kBlockKeys / kPerStep;
