@@ -22,8 +22,36 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   list(APPEND CLARY_KERNEL_FLAGS -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
 
+# What this machine runs, by the names of the kernels.
+function(clary_native_isas result)
+  set(all avx2 avxvnni avx512vnni avx512bf16 amx neon i8mm)
+  set(flags avx2 avx_vnni avx512_vnni avx512_bf16 amx_int8 asimddp i8mm)
+  file(READ /proc/cpuinfo cpu)
+  set(names)
+  foreach(name flag IN ZIP_LISTS all flags)
+    if(cpu MATCHES " ${flag}[ \n]")
+      list(APPEND names ${name})
+    endif()
+  endforeach()
+  set(${result} ${names} PARENT_SCOPE)
+endfunction()
+
+set(isas ${CLARY_ISAS})
+if(CLARY_ISAS STREQUAL "native")
+  clary_native_isas(isas)
+endif()
+foreach(name IN LISTS isas)
+  if(NOT EXISTS ${PROJECT_SOURCE_DIR}/src/cpu/kernels_${name}.cpp)
+    message(FATAL_ERROR "CLARY_ISAS: \"${name}\" is not known; names are those of src/cpu/kernels_*.cpp, or native alone")
+  endif()
+endforeach()
+
 set(CLARY_KERNEL_SOURCES)
+set(CLARY_KERNEL_DEFINITIONS)  # CLARY_HAS_AVX2 and so on
 function(clary_kernels name)
+  if(CLARY_ISAS AND NOT name IN_LIST isas AND NOT name MATCHES "^(scalar|amx_emulated)$")
+    return()
+  endif()
   set(source ${PROJECT_SOURCE_DIR}/src/cpu/kernels_${name}.cpp)
   if(CLARY_SANITIZE AND NOT name MATCHES "^(scalar|avx2|neon)$")
     # The same templates as of the sets above; the checks of undefined behaviour triple the time to compile them.
@@ -31,6 +59,8 @@ function(clary_kernels name)
   endif()
   set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${CLARY_KERNEL_FLAGS};${ARGN}")
   set(CLARY_KERNEL_SOURCES ${CLARY_KERNEL_SOURCES} ${source} PARENT_SCOPE)
+  string(TOUPPER ${name} upper)
+  set(CLARY_KERNEL_DEFINITIONS ${CLARY_KERNEL_DEFINITIONS} CLARY_HAS_${upper} PARENT_SCOPE)
 endfunction()
 
 # Plain loops over 16 lanes: unrolling them all takes minutes and gains nothing, SSE's or NEON's vectors do.

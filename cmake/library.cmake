@@ -7,6 +7,7 @@ file(GLOB CLARY_SOURCES CONFIGURE_DEPENDS
 add_library(clary_objects STATIC ${CLARY_SOURCES} ${CLARY_CUDA_SOURCES} ${PROJECT_SOURCE_DIR}/src/cpu/dispatch.cpp ${CLARY_KERNEL_SOURCES})
 target_include_directories(clary_objects PUBLIC ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(clary_objects PRIVATE CLARY_BUILD)
+set_source_files_properties(${PROJECT_SOURCE_DIR}/src/cpu/dispatch.cpp PROPERTIES COMPILE_DEFINITIONS "${CLARY_KERNEL_DEFINITIONS}")
 target_link_libraries(clary_objects PUBLIC Threads::Threads PRIVATE clary_warnings)
 if(CLARY_HAS_CUDA)
   target_link_libraries(clary_objects PUBLIC clary_cuda_kernels $<TARGET_OBJECTS:clary_cuda_kernels> CUDA::cudart_static)

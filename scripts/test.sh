@@ -9,10 +9,16 @@ jobs=$(nproc)
 export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 passed=0 failed=0 skipped=0
 
+# report <name> <passed> <failed> <skipped> <start>: the line of a stage, and the sums. SECONDS is the shell's clock.
+report() {
+  echo "$1: $2 passed, $3 failed, $4 skipped ($((SECONDS - $5)) s)"
+  passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
+}
+
 # check <preset> [targets...]: configures and builds, then runs the preset's tests and adds ctest's figures to the sums.
 # What does not build counts as one failure.
 check() {
-  local preset=$1 log=build/$1.log total
+  local preset=$1 log=build/$1.log start=$SECONDS total
   shift
   echo "== $preset"
   if ! { cmake --preset "$preset" && cmake --build --preset "$preset" -j "$jobs" ${1:+--target "$@"}; } >"$log" 2>&1; then
@@ -33,13 +39,12 @@ check() {
   # ctest counts a skipped test among the passed ones.
   local idle=$(grep -cE '\*\*\*Skipped' "$log")
   [ "$lost" = 0 ] || grep -vE ' Test +#[0-9]+: .* (Passed|\*\*\*Skipped)|^ *Start ' "$log"
-  echo "$preset: $((total - lost - idle)) passed, $lost failed, $idle skipped"
-  passed=$((passed + total - lost - idle)) failed=$((failed + lost)) skipped=$((skipped + idle))
+  report "$preset" $((total - lost - idle)) "$lost" "$idle" "$start"
 }
 
 # The Python package: its wheel, built and installed into an environment of its own, and its tests.
 check_python() {
-  local venv=build/venv dist=build/dist log=build/python.log
+  local venv=build/venv dist=build/dist log=build/python.log start=$SECONDS
   echo "== python"
   rm -rf "$dist"
   if ! {
@@ -62,8 +67,7 @@ import xml.etree.ElementTree
 suite = xml.etree.ElementTree.parse("build/python.xml").find("testsuite").attrib
 print(suite["tests"], int(suite["failures"]) + int(suite["errors"]), suite["skipped"])')
   [ "$lost" = 0 ] || tail -n 200 "$log"
-  echo "python: $((total - lost - idle)) passed, $lost failed, $idle skipped"
-  passed=$((passed + total - lost - idle)) failed=$((failed + lost)) skipped=$((skipped + idle))
+  report python $((total - lost - idle)) "$lost" "$idle" "$start"
 }
 
 if ! ./scripts/setup.sh tests; then
@@ -76,8 +80,8 @@ if [ "${1:-}" != --quick ]; then
   check_python
   check clang clary clary_command
   check asan
-  check tsan
-  check neon
+  check tsan clary_tests
+  check neon clary_tests
   check fuzz
 fi
 [ "$skipped" = 0 ] || echo "$skipped skipped: instruction sets that this machine or its emulator lacks"

@@ -10,11 +10,8 @@
 
 namespace clary {
 
-#if defined(__x86_64__)
 extern const KernelTable kAmxKernels, kAvx512Bf16Kernels, kAvx512VnniKernels, kAvxVnniKernels, kAvx2Kernels;
-#elif defined(__aarch64__)
 extern const KernelTable kI8mmKernels, kNeonKernels;
-#endif
 extern const KernelTable kScalarKernels, kAmxEmulatedKernels;
 
 namespace {
@@ -24,15 +21,26 @@ struct Entry {
   bool (*supported)(const CpuFeatures&);
 };
 
-constexpr Entry kEntries[] = {
-#if defined(__x86_64__)
+constexpr Entry kEntries[] = {  // CLARY_HAS_X: cmake/kernels.cmake has X among the kernels it compiles
+#ifdef CLARY_HAS_AMX
     {&kAmxKernels, [](const CpuFeatures& f) { return f.amx; }},
+#endif
+#ifdef CLARY_HAS_AVX512BF16
     {&kAvx512Bf16Kernels, [](const CpuFeatures& f) { return f.avx512bf16; }},
+#endif
+#ifdef CLARY_HAS_AVX512VNNI
     {&kAvx512VnniKernels, [](const CpuFeatures& f) { return f.avx512vnni; }},
+#endif
+#ifdef CLARY_HAS_AVXVNNI
     {&kAvxVnniKernels, [](const CpuFeatures& f) { return f.avxvnni; }},
+#endif
+#ifdef CLARY_HAS_AVX2
     {&kAvx2Kernels, [](const CpuFeatures& f) { return f.avx2; }},
-#elif defined(__aarch64__)
+#endif
+#ifdef CLARY_HAS_I8MM
     {&kI8mmKernels, [](const CpuFeatures& f) { return f.i8mm; }},
+#endif
+#ifdef CLARY_HAS_NEON
     {&kNeonKernels, [](const CpuFeatures& f) { return f.dotprod; }},
 #endif
     {&kScalarKernels, [](const CpuFeatures&) { return true; }},

@@ -204,33 +204,35 @@ std::string cpuid_lacks(unsigned subleaf, int reg, unsigned mask, const char* wh
   const bool known = __get_cpuid_count(7, subleaf, &r[0], &r[1], &r[2], &r[3]);
   return known && (r[reg] & mask) == mask ? "" : what;
 }
-std::string lacks_avx2() {
+[[maybe_unused]] std::string lacks_avx2() {
   const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   unsigned a, b, c = 0, d;
   return has && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) ? "" : "AVX2, FMA and F16C";
 }
-std::string lacks_avxvnni() {
+[[maybe_unused]] std::string lacks_avxvnni() {
   const std::string avx2 = lacks_avx2();
   return avx2.empty() ? cpuid_lacks(1, 0, 1u << 4, "AVX-VNNI") : avx2;
 }
-std::string lacks_avx512vnni() {
+[[maybe_unused]] std::string lacks_avx512vnni() {
   const bool has = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   return has ? "" : "AVX-512 with BW, DQ, VL and VNNI";
 }
-std::string lacks_avx512bf16() {
+[[maybe_unused]] std::string lacks_avx512bf16() {
   const std::string vnni = lacks_avx512vnni();
   return vnni.empty() ? cpuid_lacks(1, 0, 1u << 5, "AVX512-BF16") : vnni;
 }
+#ifdef CLARY_HAS_AMX
 std::string lacks_amx() {
   std::string missing = lacks_avx512bf16();
   if (missing.empty()) missing = cpuid_lacks(0, 3, 1u << 22 | 1u << 24 | 1u << 25, "AMX with BF16 and INT8");
   if (missing.empty()) missing = cpuid_lacks(0, 2, 1u << 1, "AVX512-VBMI");
   return missing.empty() && !request_amx() ? "the kernel's permission to use AMX" : missing;
 }
+#endif
 #elif defined(__aarch64__)
-std::string lacks_neon() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? "" : "dot products (asimddp)"; }
-std::string lacks_i8mm() {
+[[maybe_unused]] std::string lacks_neon() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? "" : "dot products (asimddp)"; }
+[[maybe_unused]] std::string lacks_i8mm() {
   const unsigned long needed = HWCAP2_I8MM | HWCAP2_BF16;
   return (getauxval(AT_HWCAP2) & needed) == needed ? lacks_neon() : "i8mm and bf16";
 }
@@ -246,15 +248,26 @@ struct Set {
   friend void PrintTo(const Set& set, std::ostream* out) { *out << set.name; }
 };
 
-const Set kSets[] = {
-#if defined(__x86_64__)
+const std::vector<Set> kSets = {
+#ifdef CLARY_HAS_AVX2
     {"avx2", vocabulary_avx2, lacks_avx2},
+#endif
+#ifdef CLARY_HAS_AVXVNNI
     {"avxvnni", vocabulary_avxvnni, lacks_avxvnni},
+#endif
+#ifdef CLARY_HAS_AVX512VNNI
     {"avx512vnni", vocabulary_avx512vnni, lacks_avx512vnni},
+#endif
+#ifdef CLARY_HAS_AVX512BF16
     {"avx512bf16", vocabulary_avx512bf16, lacks_avx512bf16},
+#endif
+#ifdef CLARY_HAS_AMX
     {"amx", vocabulary_amx, lacks_amx},
-#elif defined(__aarch64__)
+#endif
+#ifdef CLARY_HAS_NEON
     {"neon", vocabulary_neon, lacks_neon},
+#endif
+#ifdef CLARY_HAS_I8MM
     {"i8mm", vocabulary_i8mm, lacks_i8mm},
 #endif
 };
