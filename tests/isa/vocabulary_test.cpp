@@ -231,7 +231,9 @@ std::string lacks_amx() {
 }
 #endif
 #elif defined(__aarch64__)
-[[maybe_unused]] std::string lacks_neon() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? "" : "dot products (asimddp)"; }
+[[maybe_unused]] std::string lacks_neon() {
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? "" : "dot products (asimddp)";
+}
 [[maybe_unused]] std::string lacks_i8mm() {
   const unsigned long needed = HWCAP2_I8MM | HWCAP2_BF16;
   return (getauxval(AT_HWCAP2) & needed) == needed ? lacks_neon() : "i8mm and bf16";
