@@ -21,8 +21,8 @@ struct Entry {
   bool (*supported)(const CpuFeatures&);
 };
 
+// CLARY_HAS_X: cmake/kernels.cmake has X among the kernels it compiles.
 constexpr Entry kEntries[] = {
-    // CLARY_HAS_X: cmake/kernels.cmake has X among the kernels it compiles
 #ifdef CLARY_HAS_AMX
     {&kAmxKernels, [](const CpuFeatures& f) { return f.amx; }},
 #endif
