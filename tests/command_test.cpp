@@ -256,10 +256,10 @@ TEST_F(Command, BenchChecksAndWritesJson) {
   EXPECT_EQ(run(problem + "--check --json /no/such/folder/j").code, 2);
 }
 
-// What --reads, --dense and --one-thread time beside a call, and the figures made of it.
+// What --reads, --dense, --one-thread and --beside time beside a call, and the figures made of it.
 TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
   const std::string line = "bench 'hq4 hkv2 lq3 lk70 d16 dv8 bf16 exact window9,0' 'h1 l60 d64 exact window7,0' ";
-  const std::string flags = "--reads --dense --one-thread --no-peak --threads 2 --repeat 5 ";
+  const std::string flags = "--reads --dense --one-thread --beside lk20 --no-peak --threads 2 --repeat 5 ";
   const nlohmann::json results = run_json(line + flags + "--json -")["results"];
   ASSERT_EQ(results.size(), 2u);
   EXPECT_EQ(results[0]["reads"]["bytes"], 2 * 70 * (16 + 8) * 2);
@@ -273,12 +273,14 @@ TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
     EXPECT_DOUBLE_EQ(r["one_thread"]["speedup"], r["one_thread"]["time"]["median_s"].get<double>() / median);
     EXPECT_GE(r["one_thread"]["busy"], 0);  // a call that is one task hands nothing out
     EXPECT_LE(r["one_thread"]["busy"], 1);
+    const double beside = r["beside"]["gops"];
+    EXPECT_DOUBLE_EQ(r["beside"]["ratio"], r["gops"].get<double>() / beside);
     EXPECT_GT(r["workspace_bytes"], 0);
     EXPECT_LT(r["errors"]["relative_l2"], 0.01);  // of the call, not of the dense one
   }
   const Ran text = run(line + flags);
   for (const char* const word :
-       {"GB/s", "of plain reads", "density", "over density x dense", "x 1 thread", "busy", "0.143"})
+       {"GB/s", "of plain reads", "density", "over density x dense", "x 1 thread", "busy", "x lk20", "0.143"})
     EXPECT_NE(text.out.find(word), std::string::npos) << word;
   const Ran plain = run("bench h1 l8 --repeat 1 --no-peak");
   for (const char* const word : {"GB/s", "density", "x 1 thread", "busy"})
@@ -287,6 +289,7 @@ TEST_F(Command, BenchTimesWhatACallIsComparedWith) {
   EXPECT_EQ(hidden["results"][0]["dense"]["density"], 0);
   EXPECT_FALSE(hidden["results"][0]["dense"].contains("over_density"));
   expect_wrong("bench h1 l8 --check --dense", "--check: takes no times");
+  expect_wrong("bench h1 l8 --beside l-1", "l-1");
 }
 
 TEST_F(Command, ExplainShowsThePlan) {

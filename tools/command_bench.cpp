@@ -17,13 +17,15 @@ namespace {
 
 struct BenchOptions {
   std::vector<std::string> problems;
-  std::string file, precisions, json;
+  std::string file, precisions, json, beside;
   MachineOptions machine;
   TimingOptions timing;
   int64_t rows = 0;
   double max_error = std::numeric_limits<double>::infinity();
   bool check = false, time = false, peak = true;
-  bool reads = false, dense = false, one_thread = false;  // what else is timed beside each call
+  bool reads = false, dense = false, one_thread = false;  // what else is timed beside each call, as `beside` is
+
+  bool more() const { return reads || dense || one_thread || !beside.empty(); }
 };
 
 // A problem per line; '#' begins a comment.
@@ -51,9 +53,10 @@ struct Result {
   clary_precision precision, start;
   CaseErrors errors;
   double workspace_bytes, visible, density;                          // visible: scores
-  Timing timing, reads, dense, one_thread;                           // runs == 0: not timed
+  Timing timing, reads, dense, one_thread, beside;                   // runs == 0: not timed
   double tasks_s = 0, calls_s = 0;                                   // of all threads in tasks, of the calls themselves
   double gops = 0, peak = std::numeric_limits<double>::quiet_NaN();  // GOP/s
+  double beside_gops = 0;
 };
 
 // What the time would be if work fell with the visible scores, and by which factor it is more.
@@ -114,7 +117,7 @@ class Bench {
     for (const clary_precision precision : precisions) {
       const Plan plan = run_plan(c, precision, context_.get());
       const clary_plan_info info = info_of(plan.get());
-      Result result{precision, info.start, oracle.errors(c), info.workspace_bytes, visible, share, {}, {}, {}, {}};
+      Result result{precision, info.start, oracle.errors(c), info.workspace_bytes, visible, share, {}, {}, {}, {}, {}};
       if (options_.peak && timed_)
         result.peak =
             peaks_.of(result.start, static_cast<double>(c.problem.dim_qk), static_cast<double>(c.problem.dim_v));
@@ -127,6 +130,8 @@ class Bench {
     Progress progress("timing " + c.name);
     std::vector<Result> results = checked(c);
     if (!timed_) return results;
+    std::optional<Case> other;
+    if (!options_.beside.empty()) other = described_case(c.name + " " + options_.beside);
     std::vector<std::function<void()>> calls;
     std::vector<Timing*> timings;
     Timing ignored;
@@ -138,6 +143,7 @@ class Bench {
       const clary_precision precision = r.precision;
       add(r.timing, [&c, precision, this] { attend(c, precision, context_.get(), false); });
       if (options_.dense) add(r.dense, [&c, precision, this] { attend_dense(c, precision, context_.get()); });
+      if (other) add(r.beside, [&other, precision, this] { attend(*other, precision, context_.get(), false); });
       if (!single_) continue;
       add(r.one_thread, [&c, precision, this] { attend(c, precision, single_.get(), false); });
       add(ignored, [&c, &r, this] { attend_measured(c, r); });
@@ -154,6 +160,7 @@ class Bench {
     for (Result& r : results) {
       r.gops = operations(c, r.visible) / r.timing.median_s * 1e-9;
       r.reads = reads;
+      if (other) r.beside_gops = operations(*other, visible_scores(*other)) / r.beside.median_s * 1e-9;
     }
     return results;
   }
@@ -179,6 +186,7 @@ class Bench {
     if (options_.reads) columns.insert(columns.end(), {"GB/s", "of plain reads"});
     if (options_.dense) columns.insert(columns.end(), {"density", "over density x dense"});
     if (options_.one_thread) columns.insert(columns.end(), {"x 1 thread", "busy"});
+    if (!options_.beside.empty()) columns.push_back("x " + options_.beside);
     if (timed_) columns.insert(columns.end(), {"runs", "workspace"});
     columns.insert(columns.end(), {"rel. L2", "rel. L1", "RMSE", "cosine"});
     return columns;
@@ -198,6 +206,7 @@ class Bench {
       add({fmt::format("{:.3f}", r.density), r.density > 0 ? fmt::format("{:.3f}", over_density(r)) : "-"});
     if (options_.one_thread)
       add({fmt::format("{:.2f}", r.one_thread.median_s / r.timing.median_s), fmt::format("{:.1f} %", 100 * busy(r))});
+    if (!options_.beside.empty()) add({fmt::format("{:.3f}", r.gops / r.beside_gops)});
     if (timed_) add({std::to_string(r.timing.runs), bytes_text(r.workspace_bytes)});
     add({error_text(r.errors.out.relative_l2), error_text(r.errors.out.relative_l1),
          fmt::format("{:.1e}", r.errors.out.rmse), fmt::format("{:.6f}", r.errors.out.cosine)});
@@ -233,6 +242,11 @@ class Bench {
       result["one_thread"] = {{"time", timing_json(r.one_thread)},
                               {"speedup", r.one_thread.median_s / r.timing.median_s},
                               {"busy", busy(r)}};
+    if (!options_.beside.empty())
+      result["beside"] = {{"words", options_.beside},
+                          {"time", timing_json(r.beside)},
+                          {"gops", r.beside_gops},
+                          {"ratio", r.gops / r.beside_gops}};
     return result;
   }
 
@@ -258,11 +272,14 @@ class Bench {
 int run_bench(const BenchOptions& options) {
   if (options.file.empty() == options.problems.empty())
     throw std::runtime_error("bench: give either a described problem or --file");
-  if (options.check && !options.time && (options.reads || options.dense || options.one_thread))
-    throw std::runtime_error("--check: takes no times; --reads, --dense and --one-thread need --time with it");
+  if (options.check && !options.time && options.more())
+    throw std::runtime_error(
+        "--check: takes no times; --reads, --dense, --one-thread and --beside need --time with it");
   const std::vector<std::string> problems =
       options.file.empty() ? join_problems(options.problems) : read_problems(options.file);
-  for (const std::string& problem : problems) support::parse_problem(problem);  // before the first one takes its time
+  // Before the first one takes its time.
+  for (const std::string& problem : problems) support::parse_problem(problem);
+  for (const std::string& problem : problems) support::parse_problem(problem + " " + options.beside);
   return Bench(options).run(problems);
 }
 
@@ -293,6 +310,10 @@ void add_bench_command(CLI::App& app, Action& action) {
   command->add_flag(
       "--one-thread", options->one_thread,
       "Time each on one thread as well: the speed-up over it, and the share of time that all threads work");
+  command
+      ->add_option("--beside", options->beside,
+                   "Time each problem with these words added as well, such as lk4096: GOP/s over its")
+      ->type_name("WORDS");
   command->add_option("--json", options->json, "Write JSON to a file, - for standard output instead of the table")
       ->type_name("FILE");
   add_machine_options(*command, options->machine);
