@@ -134,10 +134,9 @@ TEST(Interface, InstructionSetsThisCpuLacksAreRefused) {
 }
 
 TEST(Interface, TheListOfInstructionSetsIsWellFormed) {
-  ASSERT_GE(clary_isa_count(), 2);
+  ASSERT_GE(clary_isa_count(), 1);
   std::vector<std::string> names = isas();
-  for (const char* always : {"scalar", "amx-emulated"})
-    EXPECT_EQ(std::count(names.begin(), names.end(), always), 1) << always;
+  EXPECT_EQ(std::count(names.begin(), names.end(), "scalar"), 1);
   std::sort(names.begin(), names.end());
   EXPECT_EQ(std::unique(names.begin(), names.end()), names.end());
   for (const int i : {-1, clary_isa_count()}) EXPECT_EQ(clary_isa_supported(i), 0);

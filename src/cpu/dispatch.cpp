@@ -45,7 +45,9 @@ constexpr Entry kEntries[] = {
     {&kNeonKernels, [](const CpuFeatures& f) { return f.dotprod; }},
 #endif
     {&kScalarKernels, [](const CpuFeatures&) { return true; }},
+#ifdef CLARY_HAS_AMX_EMULATED
     {&kAmxEmulatedKernels, [](const CpuFeatures&) { return true; }},
+#endif
 };
 
 clary_status unknown(const char* source, const char* name) {

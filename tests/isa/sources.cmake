@@ -4,7 +4,7 @@ foreach(kernel IN LISTS CLARY_KERNEL_SOURCES)
   string(REGEX REPLACE ".*/kernels_(.*)\\.cpp" "\\1" name ${kernel})
   set(source ${CMAKE_CURRENT_LIST_DIR}/vocabulary_${name}.cpp)
   if(NOT EXISTS ${source})
-    continue()  # scalar: amx_emulated has all of it
+    continue()  # amx_emulated: the reference, vocabulary_scalar.cpp, has tiles
   endif()
   get_source_file_property(options ${kernel} DIRECTORY ${PROJECT_SOURCE_DIR} COMPILE_OPTIONS)
   set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${options}")

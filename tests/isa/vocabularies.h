@@ -6,7 +6,7 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_amx_emulated();  // Scalar with tiles: the reference
+Vocabulary vocabulary_scalar();  // Scalar with tiles: the reference
 #if defined(__x86_64__)
 Vocabulary vocabulary_avx2();
 Vocabulary vocabulary_avxvnni();

@@ -4,6 +4,6 @@
 
 namespace clary::test {
 
-Vocabulary vocabulary_amx_emulated() { return make_vocabulary<AmxEmulated>(); }
+Vocabulary vocabulary_scalar() { return make_vocabulary<AmxEmulated>(); }
 
 }  // namespace clary::test

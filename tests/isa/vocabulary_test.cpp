@@ -313,7 +313,7 @@ GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(VocabularyTest);
 TEST_P(VocabularyTest, EqualsSpecification) {
   const std::string missing = GetParam().missing();
   if (!missing.empty()) GTEST_SKIP() << "this CPU lacks " << missing;
-  const Vocabulary tested = GetParam().vocabulary(), reference = vocabulary_amx_emulated();
+  const Vocabulary tested = GetParam().vocabulary(), reference = vocabulary_scalar();
   EXPECT_STREQ(tested.name, GetParam().name);
   EXPECT_GE(tested.count, 60);
   Memory memory, expected;
@@ -343,7 +343,7 @@ INSTANTIATE_TEST_SUITE_P(Isa, VocabularyTest, testing::ValuesIn(kSets),
 // B: the type of the second operand's bytes.
 template <class B>
 void expect_products_of_bytes(const char* name) {
-  const Vocabulary reference = vocabulary_amx_emulated();
+  const Vocabulary reference = vocabulary_scalar();
   const Operation* operation = find(reference, name);
   ASSERT_NE(operation, nullptr);
   Memory memory;
@@ -363,7 +363,7 @@ TEST(EmulatedTiles, SignedBytes) { expect_products_of_bytes<int8_t>("tile_dot4_s
 TEST(EmulatedTiles, SignedByUnsignedBytes) { expect_products_of_bytes<uint8_t>("tile_dot4_su"); }
 
 TEST(EmulatedTiles, Bf16) {
-  const Vocabulary reference = vocabulary_amx_emulated();
+  const Vocabulary reference = vocabulary_scalar();
   const Operation* operation = find(reference, "tile_dot2");
   ASSERT_NE(operation, nullptr);
   Memory memory;
@@ -380,7 +380,7 @@ struct Pair {
   float low, high;
 };
 float dot2_of(float c, const std::vector<Pair>& a, Pair b) {
-  const Vocabulary reference = vocabulary_amx_emulated();
+  const Vocabulary reference = vocabulary_scalar();
   const Operation* operation = find(reference, "tile_dot2");
   auto pair = [](Pair x) {
     return std::bit_cast<uint32_t>(x.low) >> 16 | (std::bit_cast<uint32_t>(x.high) & 0xffff0000u);
