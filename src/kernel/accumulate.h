@@ -49,7 +49,9 @@ class Accumulate {
     const int64_t block_bytes = a_.sizes->value_block_bytes;
     const int first_step = Whole ? 0 : u.panel_begin * (kPanelKeys / kPerStep);
     constexpr int kKnownSteps = Whole ? kBlockKeys / kPerStep : 0;
-    const auto steps = known_or<kKnownSteps>((u.panel_end - u.panel_begin) * (kPanelKeys / kPerStep));
+    // P of keys that nobody sees is 0. Fours: kLanes and kInPairs.
+    const auto steps =
+        known_or<kKnownSteps>(static_cast<int>(round_up((u.seen_keys - u.first_key() + kPerStep - 1) / kPerStep, 4)));
     const auto* v = reinterpret_cast<const uint32_t*>(a_.head->values + u.block * block_bytes) +
                     int64_t{channel} * (kBlockKeys / kPerStep) + int64_t{first_step} * N * 16;
     constexpr int64_t kStride = kBlockKeys / kPerStep;
@@ -63,11 +65,11 @@ class Accumulate {
         add<N>(u, row + r, channel, acc);
       };
       if constexpr (kAllRows) {
-        Pv::template run_by_vectors<N>(p, kStride, v, steps, u.rows, s_.raw, emit);
+        Pv::template run_by_vectors<N, N>(p, kStride, v, steps, u.rows, s_.raw, emit);
       } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
-        Pv::template run<N>(p + row * kStride, kStride, v, steps, emit);
+        Pv::template run<N, N>(p + row * kStride, kStride, v, steps, emit);
       } else {
-        Pv::template run<N>(
+        Pv::template run<N, N>(
             p + row * kStride, kStride, v, steps,
             emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); });
       }
@@ -84,7 +86,7 @@ class Accumulate {
     const auto start = [&](int row) __attribute__((always_inline)) {
       return V::set_i32(kUnsignedValues ? -surplus_[row] : 0);
     };
-    Pv::template run_in_quarters<N>(
+    Pv::template run_in_quarters<N, N>(
         p, kBlockKeys / kPerStep, v, steps, u.rows,
         start, [&](int row, int n, typename Pv::Acc acc) __attribute__((always_inline)) {
           add(o + row * width + n * 16, V::set(alpha[row]), beta[row], S::kFixedPoint ? scales + n * 16 : nullptr, acc);

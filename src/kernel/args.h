@@ -16,6 +16,8 @@ inline constexpr int kBlockKeys = 256;
 // Keys of one register tile: 4 vectors of 16 lanes.
 inline constexpr int kPanelKeys = 64;
 inline constexpr int kPanels = kBlockKeys / kPanelKeys;
+// Of the last panel that a unit sees, the second half is left out where nobody sees it.
+inline constexpr int kHalfKeys = kPanelKeys / 2;
 // Rows that go through scores, softmax and products together.
 inline constexpr int kUnitRows = 16;
 // Rows of a work item at most: K and V of a block (64 KB at head dim 128) are used 8 times from L2. On the matrix
@@ -24,7 +26,6 @@ inline constexpr int kUnitRows = 16;
 inline constexpr int kItemRows = 128, kTileItemRows = 512, kMostItemRows = kTileItemRows;
 // Rows per key-value head up to which exact attention reads K and V directly: one unit.
 inline constexpr int kDirectRows = kUnitRows;
-inline constexpr uint8_t kAllLive = 0x80;
 // Tokens whose mean smooths a head: any vector is exact algebra, so a sample serves; 512 put it within 4 % of a
 // standard deviation of the true mean.
 inline constexpr int kMeanTokens = 512;
@@ -41,6 +42,13 @@ struct PackedSizes {
   bool tiles = false;  // laid out for the matrix engine (kernel/tiles/layout.h), and only for it
 };
 
+// Which keys of a block have a bias that is not -inf.
+struct BlockLive {
+  uint8_t panels = 0;  // bit p: some key of panel p
+  bool all = true;     // every key that exists
+  uint16_t end = 0;    // they all lie before this one
+};
+
 // One key-value head of one sequence, packed. All arrays are indexed from the head's first block.
 struct PackedHead {
   std::byte* keys = nullptr;      // [blocks][panel][step][4 vectors][16 keys] of 4 bytes
@@ -54,9 +62,8 @@ struct PackedHead {
   // hides from every row. One array per query head of the group, or one for all (stride 0). [..][blocks][256]
   float* key_bias = nullptr;
   int64_t key_bias_stride = 0;
-  uint32_t* bias_words = nullptr;  // tiles: the same as 16-bit words, two keys in each. [..][blocks][128]
-  // [..][blocks]: bit p: the bias of some key of panel p is not -inf; kAllLive: that of no key is
-  uint8_t* block_live = nullptr;
+  uint32_t* bias_words = nullptr;   // tiles: the same as 16-bit words, two keys in each. [..][blocks][128]
+  BlockLive* block_live = nullptr;  // [..][blocks]
   int64_t block_live_stride = 0;
   const float* query_mean = nullptr;  // per query head of the group; nullptr: queries are not smoothed
   int64_t query_mean_stride = 0;

@@ -98,11 +98,8 @@ class Direct : ItemKernel<V, ExactScheme> {
     }
   }
 
-  // The end of what exists of a panel's keys.
-  int end_of(const Unit& u, int panel) const {
-    const int64_t left = a_.sequence.len_k - u.block * kBlockKeys, end = (panel + 1) * kPanelKeys;
-    return static_cast<int>(left < end ? left : end);
-  }
+  // The end of what any row sees of a panel.
+  int end_of(const Unit& u, int panel) const { return std::min(u.seen_keys, (panel + 1) * kPanelKeys); }
 
   // Raw products first, all rows for kSums keys and then the next ones; then what makes scores of them.
   void scores(const Unit& u, int panel) {

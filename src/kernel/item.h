@@ -28,8 +28,8 @@ struct ItemState {
   float* m = nullptr;
   uint8_t* exact = nullptr;  // rows that exact_row() has to compute
   // One unit.
-  int16_t* s16 = nullptr;  // [2][16][256], packed order; fixed point
-  float* s = nullptr;      // [16][256], natural order
+  int16_t* s16 = nullptr;  // [2][16][256], fixed point
+  float* s = nullptr;      // [16][256]
   uint8_t* p = nullptr;    // [16][256] of u8, u8 in words, or bf16; of tiles see kernel/tiles/layout.h
   int32_t* raw = nullptr;  // [16][64] products on their way to the epilogue
   float* alpha = nullptr;  // [16] rescale O, and (fixed point) beta: scale of this block

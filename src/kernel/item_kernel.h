@@ -1,6 +1,8 @@
 // What every work item has, however its products are made: state, bounds of its units, and the end of its rows.
 #pragma once
 
+#include <algorithm>
+
 #include "kernel/finish.h"
 #include "kernel/rules.h"
 #include "kernel/softmax.h"
@@ -57,8 +59,8 @@ class ItemKernel {
     }
   }
 
-  // Finds the panels of the block that any row of the unit sees; false if there is none. `in_range`: all rows see all
-  // of them, as far as causality, window and length go.
+  // Finds the panels of the block that any row of the unit sees, and the last key (tiles: of the last panel); false if
+  // there is none. `in_range`: all rows see all of them, as far as causality, window and length go.
   bool find_panels(Unit& u, bool& in_range) const {
     const UnitBounds& b = bounds(u);
     const int64_t first = u.block * kBlockKeys;
@@ -67,8 +69,9 @@ class ItemKernel {
     if (low >= high) return false;
     u.panel_begin = static_cast<int>((low - first) / kPanelKeys);
     u.panel_end = static_cast<int>((high - first + kPanelKeys - 1) / kPanelKeys);
-    const int64_t panels_end = first + u.panel_end * kPanelKeys < end ? first + u.panel_end * kPanelKeys : end;
-    in_range = b.inner_low <= first + u.panel_begin * kPanelKeys && b.inner_high >= panels_end;
+    u.seen_keys = static_cast<int>(kUsesTiles<V, S> ? u.panel_end * kPanelKeys : high - first);
+    const int64_t keys_end = first + u.end_key() < end ? first + u.end_key() : end;
+    in_range = b.inner_low <= first + u.first_key() && b.inner_high >= keys_end;
     return true;
   }
   // full: no score is changed, and none is hidden but by the bias of its key or, in fixed point, edges of ranges.
@@ -78,10 +81,11 @@ class ItemKernel {
   Tile classify(Unit& u) const {
     bool in_range = false;
     if (!find_panels(u, in_range)) return Tile::skipped;
-    const Live live = live_panels(u);
-    if (live.any == 0) return Tile::skipped;
-    while ((live.any >> u.panel_begin & 1) == 0) ++u.panel_begin;
-    while ((live.any >> (u.panel_end - 1) & 1) == 0) --u.panel_end;
+    const BlockLive live = live_keys(u);
+    if (live.panels == 0) return Tile::skipped;
+    while ((live.panels >> u.panel_begin & 1) == 0) ++u.panel_begin;
+    while ((live.panels >> (u.panel_end - 1) & 1) == 0) --u.panel_end;
+    if constexpr (!kUsesTiles<V, S>) u.seen_keys = std::min({u.seen_keys, int{live.end}, u.panel_end * kPanelKeys});
     const MaskState mask = rules_.look_at_mask(u);
     if (mask == MaskState::hides_all) return Tile::skipped;
     if (mask == MaskState::hides_some) return Tile::masked;
@@ -92,32 +96,29 @@ class ItemKernel {
     return full ? Tile::full : Tile::unmasked_partial;
   }
 
-  // What a folded mask leaves of the unit's panels: those with a key that any row sees, as bits, and whether all rows
-  // see all of the block.
-  struct Live {
-    unsigned any = 0;
-    bool all = true;
-  };
-
-  Live live_panels(const Unit& u) const {
+  // What a folded mask leaves of the block, to all rows of the unit together; of the unit's panels only.
+  BlockLive live_keys(const Unit& u) const {
     const unsigned panels = (1u << u.panel_end) - (1u << u.panel_begin);
-    const uint8_t* blocks = a_.head->block_live + u.block;
-    Live live;
+    const BlockLive* blocks = a_.head->block_live + u.block;
+    BlockLive live;
     const int heads = a_.head->block_live_stride == 0 ? 1 : u.real_rows;
     for (int r = u.first_row; r < u.first_row + heads; ++r) {
       const int64_t head = a_.rows[r].head - a_.head_kv * a_.problem->group;
-      const unsigned x = blocks[head * a_.head->block_live_stride];
-      live.any |= x & panels;
-      if ((x & kAllLive) == 0) live.all = false;
+      const BlockLive& one = blocks[head * a_.head->block_live_stride];
+      live.panels = static_cast<uint8_t>(live.panels | (one.panels & panels));
+      live.all = live.all && one.all;
+      live.end = std::max(live.end, one.end);
     }
     return live;
   }
 
   // On tiles the fused form knows no hidden key at all, padding included.
-  bool is_whole(const Unit& u, const Live& live) const { return !kUsesTiles<V, S> || (live.all && ends_within(u)); }
+  bool is_whole(const Unit& u, const BlockLive& live) const {
+    return !kUsesTiles<V, S> || (live.all && ends_within(u));
+  }
 
   // Whether its panels have no padding.
-  bool ends_within(const Unit& u) const { return u.block * kBlockKeys + u.panel_end * kPanelKeys <= a_.sequence.len_k; }
+  bool ends_within(const Unit& u) const { return u.block * kBlockKeys + u.end_key() <= a_.sequence.len_k; }
 
   // Fast fixed point holds +-512 octaves = 32768 units; the margin covers the rounding of the bound itself.
   static constexpr float kFixedReach = 31000;

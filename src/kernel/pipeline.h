@@ -28,6 +28,7 @@ class Pipeline {
 
   void push(Unit u) {
     u.buffer = pending_.buffer ^ 1;
+    u.seen_keys = kBlockKeys;
     if (!busy_) {
       scores<0>(u, NoHook());
       if (u.edges) softmax_.hide_edges(u);

@@ -37,17 +37,18 @@ struct Product {
     I32 operator()(int) const { return V::set_i32(0); }
   };
 
-  // kRows rows x N vectors; then emit(row, acc[N]) per row. `hook` is other work, called kHooks times with its turn,
-  // each time a quarter of the steps is done: it fills the ports that products leave idle. Steps: int, or
-  // integral_constant, whose value is a multiple of 4 kHooks.
-  template <int N, class Steps, class Emit, class Hook = NoHook, class Start = Zero>
+  // kRows rows x the first N of the Packed vectors of each step; then emit(row, acc[N]) per row. `hook` is other work,
+  // called kHooks times with its turn, each time a quarter of the steps is done: it fills the ports that products leave
+  // idle. Steps: int, or integral_constant, whose value is a multiple of 4 kHooks.
+  template <int N, int Packed, class Steps, class Emit, class Hook = NoHook, class Start = Zero>
   [[gnu::always_inline]] static void run(const uint32_t* a, int64_t a_stride, const uint32_t* b, Steps steps,
                                          Emit&& emit, Hook&& hook = {}, Start&& start = {}) {
     Acc acc[kRows][N];
     if constexpr (std::is_same_v<Steps, int>) {
-      multiply(acc, a, a_stride, b, N, steps, hook);
+      multiply(acc, a, a_stride, b, Packed, steps, hook);
       unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(static_cast<int>(r), acc[r]); });
     } else {
+      static_assert(N == Packed);
       run_fixed<Steps::value>(acc, a, a_stride, b, emit, hook, start);
     }
   }
@@ -56,15 +57,15 @@ struct Product {
   // One vector of all steps (8 KB of f32 at head dim 128) then stays in L1 for all rows; `b` as a whole would not.
   template <int N>
   static constexpr bool kByVectors = (N > V::kTileVectors);
-  template <int N, class Emit>
+  template <int N, int Packed, class Emit>
   [[gnu::always_inline]] static void run_by_vectors(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
                                                     int rows, int32_t* raw, Emit&& emit) {
     for (int n = 0; n < N; n += V::kTileVectors)
       for (int row = 0; row < rows;) {
         // 16 rows = 6 + 6 + 4: never a rest of 2.
         const bool wide = kWideRows != kRows && (rows - row == kWideRows || rows - row >= kRows + kWideRows);
-        wide ? store_rows<kWideRows, N>(a, a_stride, b, steps, row, n, raw)
-             : store_rows<kRows, N>(a, a_stride, b, steps, row, n, raw);
+        wide ? store_rows<kWideRows, N, Packed>(a, a_stride, b, steps, row, n, raw)
+             : store_rows<kRows, N, Packed>(a, a_stride, b, steps, row, n, raw);
         row += wide ? kWideRows : kRows;
       }
     for (int r = 0; r < rows; ++r) emit_from<N>(raw, r, emit);
@@ -72,14 +73,14 @@ struct Product {
 
   // Where a vector alone is a tile's width: as by vectors, but from the registers. Accumulators of row r begin at
   // start(r); emit(r, vector, acc).
-  template <int N, class Start, class Emit>
+  template <int N, int Packed, class Start, class Emit>
   [[gnu::always_inline]] static void run_in_quarters(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
                                                      int rows, Start&& start, Emit&& emit) {
     for (int n = 0; n < N; ++n)
       for (int row = 0; row < rows; row += kRows) {
         Acc acc[kRows][1];
         unroll<kRows>([&](auto r) __attribute__((always_inline)) { acc[r][0] = from_bits(start(row + r)); });
-        multiply_steps(acc, a + row * a_stride, a_stride, b + n * 16, N * 16, 0, steps);
+        multiply_steps(acc, a + row * a_stride, a_stride, b + n * 16, Packed * 16, 0, steps);
         unroll<kRows>([&](auto r) __attribute__((always_inline)) { emit(row + r, n, acc[r][0]); });
       }
   }
@@ -88,11 +89,11 @@ struct Product {
   // Rows of a register tile whose steps need no temporaries.
   static constexpr int kWideRows = E == Element::f32 || E == Element::i8w ? V::kWideTileRows : V::kTileRows;
 
-  template <int R, int N>
+  template <int R, int N, int Packed>
   [[gnu::always_inline]] static void store_rows(const uint32_t* a, int64_t a_stride, const uint32_t* b, int steps,
                                                 int row, int n, int32_t* raw) {
     Acc acc[R][V::kTileVectors];
-    multiply(acc, a + row * a_stride, a_stride, b + n * 16, N, steps, NoHook());
+    multiply(acc, a + row * a_stride, a_stride, b + n * 16, Packed, steps, NoHook());
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       unroll<V::kTileVectors>([&](auto v) __attribute__((always_inline)) {
         V::store_i32(raw + ((row + r) * N + n + v) * 16, bits(acc[r][v]));

@@ -67,18 +67,18 @@ class Rules {
   static constexpr float kUnit = kLog2e * S::kUnitsPerOctave;  // units per nat
   static constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
-  int64_t first_key(const Unit& u, int panel) const { return u.block * kBlockKeys + panel * kPanelKeys; }
+  // Of the sequence.
+  static int64_t first_key(const Unit& u) { return u.block * kBlockKeys + u.first_key(); }
   // Keys of the unit's panels that exist.
   int existing_keys(const Unit& u) const {
-    const int64_t left = a_.sequence.len_k - first_key(u, u.panel_begin),
-                  most = (u.panel_end - u.panel_begin) * kPanelKeys;
+    const int64_t left = a_.sequence.len_k - first_key(u), most = u.keys();
     return static_cast<int>(left < most ? left : most);
   }
   // Element index of the mask at the unit's first visible key.
   int64_t mask_index(const Unit& u, int r) const {
     const Row& row = a_.rows[u.first_row + r];
     return a_.sequence_index * p_.mask.batch + row.head * p_.mask.head + row.query * p_.mask.query +
-           first_key(u, u.panel_begin) * p_.mask.key;
+           first_key(u) * p_.mask.key;
   }
 
   int64_t blocks() const { return a_.block_end - a_.block_begin; }
@@ -156,8 +156,7 @@ class Rules {
   void apply_alibi(const Unit& u, int r) const {
     const F32 slope = V::set(-s_.slope[u.first_row + r]);
     // Distances are taken from the first key of the unit: exact in f32 up to 2^24.
-    const F32 aligned =
-        V::set(static_cast<float>(a_.rows[u.first_row + r].query + offset_ - first_key(u, u.panel_begin)));
+    const F32 aligned = V::set(static_cast<float>(a_.rows[u.first_row + r].query + offset_ - first_key(u)));
     for_each_vector(u, r, [&](int i, F32 s) {
       const F32 j = V::add(iota_, V::set(static_cast<float>(i)));
       return V::mul_add(slope, V::abs(V::sub(aligned, j)), s);
@@ -173,7 +172,7 @@ class Rules {
     } else if (!read_additive(first, count, values)) {
       s_.exact[u.first_row + r] = 1;
     }
-    for (int i = padded; i < (u.panel_end - u.panel_begin) * kPanelKeys; i += 16) V::store(values + i, V::zero());
+    for (int i = padded; i < u.keys(); i += 16) V::store(values + i, V::zero());
     for_each_vector(u, r, [&](int i, F32 s) { return V::add(s, V::load(values + i)); });
   }
 
@@ -212,7 +211,7 @@ class Rules {
 
   void apply_range(const Unit& u, int r) const {
     const KeyRange range = s_.range[u.first_row + r];
-    const int64_t first = first_key(u, u.panel_begin), count = (u.panel_end - u.panel_begin) * kPanelKeys;
+    const int64_t first = first_key(u), count = u.keys();
     if (range.begin <= first && range.end >= first + count) return;
     const auto clamp = [&](int64_t x) { return static_cast<float>(x < 0 ? 0 : x > count ? count : x); };
     const F32 begin = V::set(clamp(range.begin - first)), end = V::set(clamp(range.end - first)),
@@ -226,8 +225,8 @@ class Rules {
   // s <- body(index of the first lane among the unit's keys, s)
   template <class Body>
   [[gnu::always_inline]] void for_each_vector(const Unit& u, int r, Body&& body) const {
-    float* s = s_.s + r * kBlockKeys + u.panel_begin * kPanelKeys;
-    const int count = (u.panel_end - u.panel_begin) * kPanelKeys;
+    float* s = s_.s + r * kBlockKeys + u.first_key();
+    const int count = u.keys();
     for (int i = 0; i < count; i += 16) V::store(s + i, body(i, V::load(s + i)));
   }
 

@@ -73,23 +73,16 @@ constexpr int elements_per_step(Element e) {
   return e == Element::f32 || e == Element::bf16x2 ? 1 : e == Element::bf16 || e == Element::i8w ? 2 : 4;
 }
 
-// Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the
-// vectors by quads, so that packing 32 -> 16 -> 8 bits inside quarters leaves P in the order of the keys:
-//   vector j, lane 4 L + i  =  key 16 L + 4 j + i
+// Position of key `i` of a panel among the packed lanes (vector * 16 + lane). Fixed-point schemes interleave the two
+// vectors of 32 keys by quads, so that packing 32 -> 16 bits inside quarters leaves scores in the order of the keys:
+//   vector j of 0 and 1, lane 4 L + i  =  key 8 L + 4 j + i
 template <class V, class S>
 inline constexpr bool kByQuads = S::kFixedPoint && !V::kQuarters;
 template <class V, class S>
 constexpr int packed_position(int key) {
   if (!kByQuads<V, S>) return key;
-  const int quarter = key / 16, vector = key / 4 % 4, lane = key % 4;
-  return vector * 16 + quarter * 4 + lane;
-}
-
-// P in words lies in memory as the softmax holds it: in each panel, the 8-key groups 0 2 4 6 1 3 5 7. First key of a
-// step of two keys.
-constexpr int first_key_of_word_step(int step) {
-  const int panel = step / 32, group = step / 4 % 8, pair = step % 4;
-  return 64 * panel + 8 * (group < 4 ? 2 * group : 2 * group - 7) + 2 * pair;
+  const int half = key / 32, quarter = key % 32 / 8, vector = key / 4 % 2, lane = key % 4;
+  return (2 * half + vector) * 16 + quarter * 4 + lane;
 }
 
 // Channels are multiplied in groups of up to 4 vectors.

@@ -15,9 +15,17 @@ struct Unit {
   int real_rows = 0;
   int64_t block = 0;
   int panel_begin = 0, panel_end = 0;
+  int seen_keys = 0;   // of the block, to the last one that any row sees
   int buffer = 0;      // which of the two s16 and top arrays is this unit's
   bool edges = false;  // fixed point: of its panels, rows see the keys of their ranges only
   bool plain = false;  // no key is hidden, and the scores are far from the bounds of fixed point
+
+  // Nobody sees the second half of the last panel, and it is left out.
+  bool half() const { return seen_keys <= panel_end * kPanelKeys - kHalfKeys; }
+  // Keys of the block with scores, and how many they are.
+  int first_key() const { return panel_begin * kPanelKeys; }
+  int end_key() const { return panel_end * kPanelKeys - (half() ? kHalfKeys : 0); }
+  int keys() const { return end_key() - first_key(); }
 };
 
 template <class V, class S>
@@ -56,12 +64,12 @@ class Scores {
     if constexpr (V::kQuarters) {
       fixed_in_quarters(u, s16);
     } else {
-      const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-        int16_t* to = s16 + row * kBlockKeys + panel * kPanelKeys;
-        V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-        V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
-      };
-      each_row<Steps>(u, store, hook);
+      each_panel<Steps>(
+          u,
+          [&](int row, int key, F32 a, F32 b) __attribute__((always_inline)) {
+            V::store_i16(s16 + row * kBlockKeys + key, V::pack_i16(V::to_i32(a), V::to_i32(b)));
+          },
+          hook);
     }
   }
 
@@ -71,18 +79,21 @@ class Scores {
     if constexpr (V::kQuarters) {
       const Factors f = factors();
       const auto start = [](int) __attribute__((always_inline)) { return V::set_i32(0); };
-      return each_vector(
+      each_vector(
           u, start, [&](int row, int key, Acc acc) __attribute__((always_inline)) {
             V::store(s_.s + row * kBlockKeys + key,
                      scale(f, u.first_row + row, u.block * kBlockKeys + key, to_f32(acc)));
           });
+    } else {
+      each_panel<Steps>(
+          u,
+          [&](int row, int key, F32 a, F32 b) __attribute__((always_inline)) {
+            if constexpr (kByQuads<V, S>) V::interleave_quarters(a, b);
+            float* to = s_.s + row * kBlockKeys + key;
+            V::store(to, a), V::store(to + 16, b);
+          },
+          hook);
     }
-    const auto store = [&](int row, int panel, F32(&x)[4]) __attribute__((always_inline)) {
-      if constexpr (S::kFixedPoint) V::transpose_quarters(x);
-      float* to = s_.s + row * kBlockKeys + panel * kPanelKeys;
-      unroll<4>([&](auto v) __attribute__((always_inline)) { V::store(to + v * 16, x[v]); });
-    };
-    each_row<Steps>(u, store, hook);
   }
 
  private:
@@ -104,12 +115,11 @@ class Scores {
     each_vector(
         u, [&](int) __attribute__((always_inline)) { return first; },
         [&](int row, int key, Acc acc) __attribute__((always_inline)) {
-          // In packed order the other 8 of 16 keys are 32 behind.
-          int16_t* to = s16 + row * kBlockKeys + key / kPanelKeys * kPanelKeys + key % kPanelKeys / 2;
+          int16_t* to = s16 + row * kBlockKeys + key;
           if (small) [[likely]] {
-            V::store_small_words(to, 32, scale(f, first_row + row, first_key + key, V::to_f32_small(acc)));
+            V::store_small_words(to, scale(f, first_row + row, first_key + key, V::to_f32_small(acc)));
           } else {
-            V::store_words_saturated(to, 32, scale(f, first_row + row, first_key + key, V::to_f32(acc)));
+            V::store_words(to, V::to_i32(scale(f, first_row + row, first_key + key, V::to_f32(acc))));
           }
         });
   }
@@ -119,51 +129,73 @@ class Scores {
   [[gnu::always_inline]] void each_vector(const Unit& u, Start&& start, Body&& body) {
     const uint32_t* q = s_.q + u.first_row * s_.q_stride;
     const int rows = u.rows, end = u.panel_end;
-    for (int panel = u.panel_begin; panel < end; ++panel)
-      Qk::template run_in_quarters<4>(
-          q, s_.q_stride, panel_keys(u, panel), steps_, rows,
-          start, [&](int row, int n, Acc acc) __attribute__((always_inline)) {
-            body(row, panel * kPanelKeys + n * 16, acc);
-          });
-  }
-
-  // body(row of the unit, panel, 4 vectors of scores)
-  template <int Steps, class Body, class Hook = NoHook>
-  [[gnu::always_inline]] void each_row(const Unit& u, Body&& body, Hook&& hook = {}) {
-    constexpr bool kStarted = Steps > 0 && S::kQk == Element::i8;
-    const auto steps = known_or<Steps>(steps_);
-    const int64_t stride = Steps > 0 ? query_stride(Steps) : s_.q_stride;
-    int tile = 0;
-    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
-      const int64_t at = u.block * kBlockKeys + panel * kPanelKeys;
+    const auto emit = [&](int panel) __attribute__((always_inline)) {
+      return [&body, panel ](int row, int n, Acc acc) __attribute__((always_inline)) {
+        body(row, panel * kPanelKeys + n * 16, acc);
+      };
+    };
+    for (int panel = u.panel_begin; panel < end; ++panel) {
       const uint32_t* keys = panel_keys(u, panel);
-      constexpr bool kAllRows = Qk::template kByVectors<4>;
-      for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Qk::kRows, ++tile) {
-        const int first = u.first_row + row;
-        const auto emit = [&](int r, Acc(&acc)[4]) __attribute__((always_inline)) {
-          F32 x[4];
-          scale<kStarted>(first + r, at, acc, x);
-          body(row + r, panel, x);
-        };
-        const uint32_t* q = s_.q + first * stride;
-        if constexpr (kAllRows) {
-          Qk::template run_by_vectors<4>(q, stride, keys, steps, u.rows, s_.raw, emit);
-        } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
-          Qk::template run<4>(q, stride, keys, steps, emit);
-        } else {
-          Qk::template run<4>(
-              q, stride, keys, steps, emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); },
-              [&](int r) __attribute__((always_inline)) {
-                return kStarted ? V::set_i32(s_.q_init[first + r]) : V::set_i32(0);
-              });
-        }
+      if (panel == end - 1 && u.half()) {
+        Qk::template run_in_quarters<2, 4>(q, s_.q_stride, keys, steps_, rows, start, emit(panel));
+      } else {
+        Qk::template run_in_quarters<4, 4>(q, s_.q_stride, keys, steps_, rows, start, emit(panel));
       }
     }
   }
 
-  template <bool Started>
-  [[gnu::always_inline]] void scale(int row, int64_t at, Acc (&acc)[4], F32 (&x)[4]) const {
-    unroll<4>([&](auto v) __attribute__((always_inline)) {
+  // body(row of the unit, first of 32 keys of the block, their scores). With a hook: whole panels only.
+  template <int Steps, class Body, class Hook = NoHook>
+  [[gnu::always_inline]] void each_panel(const Unit& u, Body&& body, Hook&& hook = {}) {
+    constexpr bool kMayBeHalf = std::is_same_v<std::remove_cvref_t<Hook>, NoHook>;
+    const int whole = u.panel_end - (kMayBeHalf && u.half() ? 1 : 0);
+    int tile = 0;
+    for (int panel = u.panel_begin; panel < whole; ++panel) each_row<4, Steps>(u, panel, tile, body, hook);
+    if constexpr (kMayBeHalf)
+      if (u.half()) half_panel(u, whole, body);
+  }
+
+  template <class Body>
+  [[gnu::noinline]] void half_panel(const Unit& u, int panel, Body& body) {
+    int tile = 0;
+    each_row<2, 0>(u, panel, tile, body);
+  }
+
+  // The first N vectors of keys of a panel.
+  template <int N, int Steps, class Body, class Hook = NoHook>
+  [[gnu::always_inline]] void each_row(const Unit& u, int panel, int& tile, Body&& body, Hook&& hook = {}) {
+    constexpr bool kStarted = Steps > 0 && S::kQk == Element::i8;
+    const auto steps = known_or<Steps>(steps_);
+    const int64_t stride = Steps > 0 ? query_stride(Steps) : s_.q_stride;
+    const int64_t at = u.block * kBlockKeys + panel * kPanelKeys;
+    const uint32_t* keys = panel_keys(u, panel);
+    constexpr bool kAllRows = Qk::template kByVectors<4>;
+    for (int row = 0; row < u.rows; row += kAllRows ? u.rows : Qk::kRows, ++tile) {
+      const int first = u.first_row + row;
+      const auto emit = [&](int r, Acc(&acc)[N]) __attribute__((always_inline)) {
+        F32 x[N];
+        scale<kStarted, N>(first + r, at, acc, x);
+        unroll<N / 2>([&](auto pair) __attribute__((always_inline)) {
+          body(row + r, panel * kPanelKeys + pair * 32, x[2 * pair], x[2 * pair + 1]);
+        });
+      };
+      const uint32_t* q = s_.q + first * stride;
+      if constexpr (kAllRows) {
+        Qk::template run_by_vectors<N, 4>(q, stride, keys, steps, u.rows, s_.raw, emit);
+      } else if constexpr (std::is_same_v<std::remove_cvref_t<Hook>, NoHook>) {
+        Qk::template run<N, 4>(q, stride, keys, steps, emit);
+      } else {
+        Qk::template run<N, 4>(
+            q, stride, keys, steps, emit, [&](auto turn) __attribute__((always_inline)) { hook(tile, turn); },
+            [&](int r)
+                __attribute__((always_inline)) { return kStarted ? V::set_i32(s_.q_init[first + r]) : V::set_i32(0); });
+      }
+    }
+  }
+
+  template <bool Started, int N>
+  [[gnu::always_inline]] void scale(int row, int64_t at, Acc (&acc)[N], F32 (&x)[N]) const {
+    unroll<N>([&](auto v) __attribute__((always_inline)) {
       F32 sum;
       if constexpr (!Started && S::kQk == Element::i8 && !kSignedKeys<V, S>) {
         sum = V::to_f32(V::add_i32(acc[v], V::set_i32(s_.q_init[row])));

@@ -24,11 +24,11 @@ inline constexpr int32_t kNone = -(1 << 30);
 // Scores of hidden keys are -32768 to -32512, those of others far above (kFixedReach).
 inline constexpr int16_t kHidden = -32000;
 
-// Keys of a panel in packed order.
-alignas(64) inline constexpr auto kPackedKeys = [] {
-  std::array<int16_t, kPanelKeys> keys{};
-  for (int i = 0; i < kPanelKeys; ++i) keys[i] = static_cast<int16_t>(first_key_of_word_step(i / 2) + i % 2);
-  return keys;
+// 0, 1, 2, ...
+alignas(64) inline constexpr auto kIota = [] {
+  std::array<int16_t, kHalfKeys> numbers{};
+  for (int i = 0; i < kHalfKeys; ++i) numbers[i] = static_cast<int16_t>(i);
+  return numbers;
 }();
 
 template <class V, class S>
@@ -49,7 +49,7 @@ class Softmax {
     }
   }
 
-  // Scores in s16 (packed order): the three steps that kernel/pipeline.h runs beside products.
+  // Scores in s16: the three steps that kernel/pipeline.h runs beside products.
   void fixed(const Unit& u) {
     for (int r = 0; r < u.rows; ++r) find_top(u, r);
     update(u);
@@ -59,15 +59,16 @@ class Softmax {
   // Gives keys outside their rows' ranges scores below kHidden: P = 0 beside any visible one (kFixedReach).
   void hide_edges(const Unit& u) const {
     for (int r = 0; r < u.real_rows; ++r)
-      for (int panel = u.panel_begin; panel < u.panel_end; ++panel) hide_edges(u, r, panel);
+      for (int key = u.first_key(); key < u.end_key(); key += kHalfKeys) hide_edges(u, r, key);
   }
 
   // Maximum of one row of the block; kNone if all keys are hidden.
   [[gnu::always_inline]] void find_top(const Unit& u, int r) const {
     const int16_t* s = scores(u, r);
-    I16 a = V::load_i16(s + u.panel_begin * kPanelKeys), b = V::load_i16(s + u.panel_begin * kPanelKeys + 32);
-    for (int i = (u.panel_begin + 1) * kPanelKeys; i < u.panel_end * kPanelKeys; i += kPanelKeys)
-      a = V::max_i16(a, V::load_i16(s + i)), b = V::max_i16(b, V::load_i16(s + i + 32));
+    // First and last 32 keys, then pairs of those between; one may be looked at twice.
+    I16 a = V::load_i16(s + u.first_key()), b = V::load_i16(s + u.end_key() - kHalfKeys);
+    for (int i = u.first_key() + kHalfKeys; i + kPanelKeys <= u.end_key(); i += kPanelKeys)
+      a = V::max_i16(a, V::load_i16(s + i)), b = V::max_i16(b, V::load_i16(s + i + kHalfKeys));
     const int16_t highest = V::reduce_max_i16(V::max_i16(a, b));
     top(u)[r] = highest < kHidden ? kNone : highest;
   }
@@ -81,15 +82,17 @@ class Softmax {
     V::store(s_.beta, V::exp2(V::mul(V::to_f32(V::sub_i32(block, highest)), octave)));
   }
 
-  // P of one row and panel from the row's maximum `top`; adds to the sums of u / 8.
+  // P of one row and panel from the row's maximum `top`; adds to the sums of u / 8. Halves: of the panel, whose P is 0
+  // in the other.
+  template <int Halves = 2>
   [[gnu::always_inline]] void exponentials(const Unit& u, int r, int panel, int16_t row_top, I16& sum) const {
     // Scores more than 1023 units (16 octaves) below the top are as good as -inf: clamped, they give P = 0.
     const int lowest = row_top - 1023;
     const I16 floor = V::set_i16(static_cast<int16_t>(lowest < -32768 ? -32768 : lowest));
     const int16_t* s = scores(u, r) + panel * kPanelKeys;
-    I16 x[2];  // u / 8
-    unroll<2>([&](auto h) __attribute__((always_inline)) {
-      const I16 score = V::max_i16(floor, V::load_i16(s + h * 32));
+    I16 x[2] = {V::set_i16(0), V::set_i16(0)};  // u / 8
+    unroll<Halves>([&](auto h) __attribute__((always_inline)) {
+      const I16 score = V::max_i16(floor, V::load_i16(s + h * kHalfKeys));
       if constexpr (V::kQuarters) {
         x[h] = V::exp2_eighths(V::sub_i16(score, V::set_i16(static_cast<int16_t>(row_top + 128))));
       } else {
@@ -171,31 +174,29 @@ class Softmax {
   // Largest score of a row in s.
   [[gnu::always_inline]] float row_top(const Unit& u, int r) const {
     const float* s = s_.s + r * kBlockKeys;
-    F32 top = V::load(s + u.panel_begin * kPanelKeys);
-    for (int i = u.panel_begin * kPanelKeys; i < u.panel_end * kPanelKeys; i += 16) top = V::max(top, V::load(s + i));
+    F32 top = V::load(s + u.first_key());
+    for (int i = u.first_key(); i < u.end_key(); i += 16) top = V::max(top, V::load(s + i));
     return V::reduce_max(top);
   }
 
  private:
-  void hide_edges(const Unit& u, int r, int panel) const {
+  // 32 keys of the block.
+  void hide_edges(const Unit& u, int r, int first_key) const {
     const KeyRange range = s_.range[u.first_row + r];
-    const int64_t first = u.block * kBlockKeys + panel * kPanelKeys;
-    if (range.begin <= first && range.end >= first + kPanelKeys) return;
+    const int64_t first = u.block * kBlockKeys + first_key;
+    if (range.begin <= first && range.end >= first + kHalfKeys) return;
     const auto clamped = [&](int64_t key) {
       key -= first;
-      return static_cast<int16_t>(key < 0 ? 0 : key > kPanelKeys ? kPanelKeys : key);
+      return static_cast<int16_t>(key < 0 ? 0 : key > kHalfKeys ? kHalfKeys : key);
     };
     const I16 before = V::set_i16(static_cast<int16_t>(clamped(range.begin) - 1)), end = V::set_i16(clamped(range.end));
-    const I16 all = V::set_i16(-1), most = V::set_i16(32767);
-    int16_t* s = scores(u, r) + panel * kPanelKeys;
-    for (int i = 0; i < kPanelKeys; i += 32) {
-      const I16 key = V::load_i16(kPackedKeys.data() + i);
-      // At least 0 where hidden. 32767 less that is large there, and of visible keys, with -1, wraps to -32768.
-      const I16 outside = V::max_i16(V::sub_i16(key, end), V::sub_i16(before, key));
-      const I16 lowest = V::sub_i16(most, V::max_i16(outside, all));
-      // The smaller of a score and ~lowest.
-      V::store_i16(s + i, V::sub_i16(all, V::max_i16(V::sub_i16(all, V::load_i16(s + i)), lowest)));
-    }
+    const I16 all = V::set_i16(-1), most = V::set_i16(32767), key = V::load_i16(kIota.data());
+    int16_t* s = scores(u, r) + first_key;
+    // At least 0 where hidden. 32767 less that is large there, and of visible keys, with -1, wraps to -32768.
+    const I16 outside = V::max_i16(V::sub_i16(key, end), V::sub_i16(before, key));
+    const I16 lowest = V::sub_i16(most, V::max_i16(outside, all));
+    // The smaller of a score and ~lowest.
+    V::store_i16(s, V::sub_i16(all, V::max_i16(V::sub_i16(all, V::load_i16(s)), lowest)));
   }
 
   int16_t* scores(const Unit& u, int r) const { return s_.s16 + (u.buffer * kUnitRows + r) * kBlockKeys; }
@@ -213,7 +214,7 @@ class Softmax {
       unroll<2>([&](auto h) __attribute__((always_inline)) { p[h] = V::template round_shift_i16<5>(x[h]); });
       if constexpr (S::kPv == Element::i8w) {
         auto* words = reinterpret_cast<int16_t*>(s_.p) + at;
-        V::store_i16(words, p[0]), V::store_i16(words + 32, p[1]);
+        V::store_i16(words, p[0]), V::store_i16(words + kHalfKeys, p[1]);
       } else {
         V::store_u8(s_.p + at, p[0], p[1]);
       }
@@ -221,42 +222,38 @@ class Softmax {
   }
 
   void pack_row(const Unit& u, int r, F32 reference) {
-    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) {
-      const float* from = s_.s + r * kBlockKeys + panel * kPanelKeys;
-      F32 x[4];
-      // Above the reference are only rows that exact_row() computes; they must stay within the table.
-      for (int v = 0; v < 4; ++v) x[v] = V::min(V::sub(V::load(from + v * 16), reference), V::zero());
-      int16_t* to = scores(u, r) + panel * kPanelKeys;
-      if constexpr (V::kQuarters) {
-        for (int v = 0; v < 4; ++v) V::store_words_saturated(to + v * 8, 32, x[v]);
-      } else {
-        V::transpose_quarters(x);
-        V::store_i16(to, V::pack_i16(V::to_i32(x[0]), V::to_i32(x[1])));
-        V::store_i16(to + 32, V::pack_i16(V::to_i32(x[2]), V::to_i32(x[3])));
-      }
-    }
+    const float* from = s_.s + r * kBlockKeys;
+    int16_t* to = scores(u, r);
+    // Above the reference are only rows that exact_row() computes; they must stay within the table.
+    for (int i = u.first_key(); i < u.end_key(); i += 16)
+      V::store_words(to + i, V::to_i32(V::min(V::sub(V::load(from + i), reference), V::zero())));
   }
 
   void exponentials_fixed(const Unit& u, int r, int16_t row_top) const {
     I16 sum = V::set_i16(0);
-    for (int panel = u.panel_begin; panel < u.panel_end; ++panel) exponentials(u, r, panel, row_top, sum);
+    const int whole = u.panel_end - (u.half() ? 1 : 0);
+    for (int panel = u.panel_begin; panel < whole; ++panel) exponentials(u, r, panel, row_top, sum);
+    if (u.half()) exponentials<1>(u, r, whole, row_top, sum);
     add_sums(u, r, sum);
   }
 
   // Sums of P go to raw until alpha is known. Apart, for the constants of exp2 need most of 16 registers.
   [[gnu::noinline]] void exponentials_floating(const Unit& u, int r, float reference) {
     F32 sum = V::zero();
-    for (int panel = u.panel_begin; panel < u.panel_end; ++panel)
+    const int whole = u.panel_end - (u.half() ? 1 : 0);
+    for (int panel = u.panel_begin; panel < whole; ++panel)
       sum = floating_exponentials(r, panel, V::set(reference), sum);
+    if (u.half()) sum = floating_exponentials<1>(r, whole, V::set(reference), sum);
     V::store(reinterpret_cast<float*>(s_.raw) + r * 16, sum);
   }
 
-  // Of one panel of a row; returns `sum` with them.
+  // Of one panel of a row, or its first half; returns `sum` with them.
+  template <int Halves = 2>
   [[gnu::always_inline]] F32 floating_exponentials(int r, int panel, F32 top, F32 sum) const {
     float* s = s_.s + r * kBlockKeys;
     auto* p16 = reinterpret_cast<uint16_t*>(s_.p);
-    unroll<kPanelKeys / 32>([&](auto pair) __attribute__((always_inline)) {
-      const int i = panel * kPanelKeys + pair * 32;
+    unroll<Halves>([&](auto half) __attribute__((always_inline)) {
+      const int i = panel * kPanelKeys + half * kHalfKeys;
       F32 a = V::exp2(V::sub(V::load(s + i), top)), b = V::exp2(V::sub(V::load(s + i + 16), top));
       if constexpr (S::kPv == Element::bf16) {
         a = to_bf16_precision(a), b = to_bf16_precision(b);

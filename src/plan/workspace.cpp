@@ -46,7 +46,7 @@ Workspace::Workspace(const Plan& plan, int threads, Arena& arena) {
   key_bias_ = arena.take<float>(blocks * needs.biases * kBlockKeys);
   if (needs.tiles) bias_words_ = arena.take<uint32_t>(blocks * needs.biases * (kBlockKeys / 2));
   block_norm_ = arena.take<float>(blocks);
-  block_live_ = arena.take<uint8_t>(blocks * needs.biases);
+  block_live_ = arena.take<BlockLive>(blocks * needs.biases);
   nonfinite_ = arena.take<uint8_t>(blocks * kBlockKeys);
   block_nonfinite_ = arena.take<uint8_t>(blocks);
   key_means_ = arena.take<float>(heads_kv * width_qk_);

@@ -39,7 +39,7 @@ class Workspace {
   float* key_bias_ = nullptr;
   uint32_t* bias_words_ = nullptr;
   float* block_norm_ = nullptr;
-  uint8_t* block_live_ = nullptr;
+  BlockLive* block_live_ = nullptr;
   uint8_t* nonfinite_ = nullptr;
   uint8_t* block_nonfinite_ = nullptr;
   float* key_means_ = nullptr;

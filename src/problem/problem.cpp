@@ -59,11 +59,17 @@ bool Problem::mask_shows(int64_t s, int64_t head, int64_t i, int64_t j) const {
   return true;
 }
 
-bool Problem::hides_key(int64_t s, int64_t head_kv, int64_t j) const {
-  if (!hides_keys()) return false;
-  for (int64_t g = 0; g < (mask.head == 0 ? 1 : group); ++g)
-    if (mask_shows(s, head_kv * group + g, 0, j)) return false;
-  return true;
+void Problem::find_hidden_keys(int64_t s, int64_t head_kv, int64_t first, int64_t step, int count, bool* hidden) const {
+  std::fill_n(hidden, count, true);
+  for (int64_t g = 0; g < (mask.head == 0 ? 1 : group); ++g) {
+    const int64_t head = head_kv * group + g;
+    if (mask.kind == Mask::Kind::boolean) {
+      const auto* shown = static_cast<const uint8_t*>(mask.data) + s * mask.batch + head * mask.head + first * mask.key;
+      for (int i = 0; i < count; ++i) hidden[i] = hidden[i] && shown[i * step * mask.key] == 0;
+    } else {
+      for (int i = 0; i < count; ++i) hidden[i] = hidden[i] && !mask_shows(s, head, 0, first + i * step);
+    }
+  }
 }
 
 double Problem::mask_value(int64_t s, int64_t head, int64_t i, int64_t j) const {

@@ -87,8 +87,8 @@ struct Problem {
   bool folds_mask() const { return mask.kind == Mask::Kind::boolean && mask.query == 0; }
   // Is the mask the same for every query, so that it may hide a key altogether?
   bool hides_keys() const { return mask.kind != Mask::Kind::none && mask.query == 0; }
-  // Does a mask that is the same for every query hide key j of sequence `s` from all heads that read `head_kv`?
-  bool hides_key(int64_t s, int64_t head_kv, int64_t j) const;
+  // hidden[i]: does such a mask hide key first + i * step of sequence `s` from all heads that read `head_kv`?
+  void find_hidden_keys(int64_t s, int64_t head_kv, int64_t first, int64_t step, int count, bool* hidden) const;
   // The additive mask's value there; 0 when there is none.
   double mask_value(int64_t s, int64_t head, int64_t i, int64_t j) const;
   double alibi_slope(int64_t s, int64_t head) const;

@@ -22,8 +22,7 @@ class BlockPacker {
   // Keys that nobody sees are packed as zeros: what they hold must not widen the scales of their neighbours.
   void find_hidden() {
     any_hidden_ = a_.problem->hides_keys();
-    for (int i = 0; any_hidden_ && i < keys_; ++i)
-      hidden_[i] = a_.problem->hides_key(a_.sequence_index, a_.head_kv, first_key_ + i);
+    if (any_hidden_) a_.problem->find_hidden_keys(a_.sequence_index, a_.head_kv, first_key_, 1, keys_, hidden_);
   }
 
   bool has(int key) const { return key < keys_ && !(any_hidden_ && hidden_[key]); }

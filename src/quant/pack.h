@@ -10,8 +10,8 @@
 //   matrix engine      images as they are, cut into tiles; keys of INT4 are INT8 codes of their 16 levels
 //                      (kernel/tiles/layout.h)
 //
-//   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 bf16 / 1 f32 keys,
-//                      or 2 INT8 in words: keys first_key_of_word_step() and the next
+//   values             [64-channel group][key step][vector][16 channels] of 4 bytes = 4 INT8 / 2 INT8 in words /
+//                      2 bf16 / 1 f32 keys
 //   in pairs (kInPairs)  steps 2t and 2t+1 of a lane side by side, in K and in V
 //   matrix engine      transposed: [32 channels][16 steps of keys][2][16 channels][16 steps]
 //
@@ -128,7 +128,7 @@ class Packer : BlockPacker<V, S> {
     return key / kPanelKeys * kPanelKeys + packed_position<V, S>(key % kPanelKeys);
   }
   static constexpr int key_at(int vector, int lane) {
-    return kByQuads<V, S> ? 16 * (lane / 4) + 4 * vector + lane % 4 : 16 * vector + lane;
+    return kByQuads<V, S> ? 32 * (vector / 2) + 8 * (lane / 4) + 4 * (vector % 2) + lane % 4 : 16 * vector + lane;
   }
 
   // The keys of a packed vector as rows of floats, smoothed, zeros where there is no key; squares_ and tops_ of each.
@@ -204,38 +204,41 @@ class Packer : BlockPacker<V, S> {
     for (int64_t g = 0; g < bias_count(); ++g) {
       float* bias = head_.key_bias + g * head_.key_bias_stride + first_key_;
       const int64_t head = a_.head_kv * a_.problem->group + g;
-      int count = 0;
-      unsigned live = 0;
+      BlockLive live;
       for (int first = 0; first < kBlockKeys; first += kPanelKeys) {
-        const int shown = fill_panel_bias(bias, first, [&](int key) {
+        fill_panel_bias(bias, first, live, [&](int key) {
           if (key >= keys_) return hidden;
           if (!folds) return 0.0f;
           const bool shows =
               each_head ? a_.problem->mask_shows(a_.sequence_index, head, 0, first_key_ + key) : !hidden_[key];
           return shows ? 0 : hidden;
         });
-        if (shown > 0) count += shown, live |= 1u << first / kPanelKeys;
       }
-      if (count == keys_) live |= kAllLive;
-      head_.block_live[g * head_.block_live_stride + a_.block] = static_cast<uint8_t>(live);
+      head_.block_live[g * head_.block_live_stride + a_.block] = live;
     }
   }
 
-  // Returns how many keys of the panel are shown.
   template <class Bias>
-  int fill_panel_bias(float* bias, int first, Bias&& bias_of) const {
+  void fill_panel_bias(float* bias, int first, BlockLive& live, Bias&& bias_of) const {
     const bool exists = first + kPanelKeys <= keys_;
+    const auto show = [&](int key) {
+      live.panels = static_cast<uint8_t>(live.panels | 1u << first / kPanelKeys);
+      live.end = static_cast<uint16_t>(key + 1);
+    };
     if (first >= keys_ || (exists && !a_.problem->folds_mask())) {
       for (int i = 0; i < kPanelKeys; i += 16) V::store(bias + first + i, V::set(bias_of(first)));
-      return exists ? kPanelKeys : 0;
+      if (exists) show(first + kPanelKeys - 1);
+      return;
     }
-    int shown = 0;
     for (int key = first; key < first + kPanelKeys; ++key) {
       const float x = bias_of(key);
       bias[position_of(key)] = x;
-      shown += x == 0 ? 1 : 0;
+      if (x == 0) {
+        show(key);
+      } else if (key < keys_) {
+        live.all = false;
+      }
     }
-    return shown;
   }
 
   // Hidden keys have no word: a block that has one goes another way.

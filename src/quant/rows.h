@@ -113,6 +113,10 @@ class ChannelMean {
   explicit ChannelMean(const MeanArgs& args) : a_(args) {}
 
   void run() {
+    step_ = (a_.count / kMeanTokens) | 1;
+    samples_ = static_cast<int>((a_.count + step_ - 1) / step_);
+    hides_ = a_.problem != nullptr && a_.problem->hides_keys();
+    if (hides_) a_.problem->find_hidden_keys(a_.sequence_index, a_.head_kv, 0, step_, samples_, hidden_);
     int c = 0;
     for (; c + 16 * kVectors <= a_.dim; c += 16 * kVectors) run<kVectors>(c);
     for (; c + 16 <= a_.dim; c += 16) run<1>(c);
@@ -138,13 +142,11 @@ class ChannelMean {
     constexpr int kSums = N > 0 ? N : 1;
     F32 sum[kSums];
     unroll<kSums>([&](auto n) __attribute__((always_inline)) { sum[n] = V::zero(); });
-    const int64_t step = (a_.count / kMeanTokens) | 1;
-    const bool hides = a_.problem != nullptr && a_.problem->hides_keys();
-    int64_t taken = 0;
-    for (int64_t i = 0; i < a_.count; i += step) {
-      if (hides && a_.problem->hides_key(a_.sequence_index, a_.head_kv, i)) continue;
+    int taken = 0;
+    for (int i = 0; i < samples_; ++i) {
+      if (hides_ && hidden_[i]) continue;
       ++taken;
-      const void* row = static_cast<const char*>(a_.rows) + i * a_.row_stride * size_bytes(T);
+      const void* row = static_cast<const char*>(a_.rows) + i * step_ * a_.row_stride * size_bytes(T);
       unroll<kSums>([&](auto n) __attribute__((always_inline)) {
         if constexpr (N > 0)
           sum[n] = V::add(sum[n], filter(Rows<V>::load(row, T, channel + n * 16)));
@@ -162,6 +164,9 @@ class ChannelMean {
   }
 
   const MeanArgs& a_;
+  int64_t step_ = 1;
+  int samples_ = 0;
+  bool hides_ = false, hidden_[2 * kMeanTokens];  // a step of 1 takes up to twice as many
 };
 
 template <class V>

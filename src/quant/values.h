@@ -169,7 +169,7 @@ class ValuePacker : BlockPacker<V, S> {
     std::memset(zeros, 0, static_cast<size_t>(width) * 4);
     I32 largest = V::set_i32(0);
     for (int step = 0; step * kPerStep < round_up(keys_, kPanelKeys); step += kSteps) {
-      const int first = S::kPv == Element::i8w ? first_key_of_word_step(step) : step * kPerStep;
+      const int first = step * kPerStep;
       const void* rows[kStepKeys];
       bool whole = finite;
       for (int k = 0; k < kStepKeys; ++k) {

@@ -122,6 +122,10 @@ void add_memory(Vocabulary& v) {
          [](In in, Out out) { M::store_f16(A::words(out), A::f32(in, 0)); }});
   v.add({"store_bf16 near bf16", kNearBf16, kExact, 1, 32,
          [](In in, Out out) { M::store_bf16(A::words(out), A::f32(in, 0)); }});
+  v.add({"store_words", kBits, kExact, 1, 32,
+         [](In in, Out out) { M::store_words(reinterpret_cast<int16_t*>(out), A::i32(in, 0)); }});
+  v.add({"store_words of small numbers", kSums, kExact, 1, 32,
+         [](In in, Out out) { M::store_words(reinterpret_cast<int16_t*>(out), A::i32(in, 0)); }});
   v.add({"store_i8", kBits, kExact, 1, 16, [](In in, Out out) { M::store_i8(out, A::i32(in, 0)); }});
   v.add({"load_u8", kBits, kExact, 1, 64, [](In in, Out out) { A::put_i32(out, M::load_u8(in)); }});
 }
@@ -169,11 +173,6 @@ void add_floats(Vocabulary& v) {
   v.add({"to_f32", kBits, kExact, 1, 64, [](In in, Out out) { A::put(out, M::to_f32(A::i32(in, 0))); }});
   v.add({"as_f32", kBits, kExact, 1, 64, [](In in, Out out) { A::put(out, M::as_f32(A::i32(in, 0))); }});
   v.add({"as_i32", kBits, kExact, 1, 64, [](In in, Out out) { A::put_i32(out, M::as_i32(A::f32(in, 0))); }});
-  v.add({"transpose_quarters", kAllFloats, kExact, 4, 256, [](In in, Out out) {
-           typename M::F32 x[4] = {A::f32(in, 0), A::f32(in, 1), A::f32(in, 2), A::f32(in, 3)};
-           M::transpose_quarters(x);
-           for (int i = 0; i < 4; ++i) A::put(out + kVectorBytes * i, x[i]);
-         }});
 }
 
 template <class M>
@@ -244,6 +243,11 @@ void add_wide(Vocabulary& v) {
   v.add({"round_shift_i16", kBits, kExact, 1, 64, [](In in, Out out) {
            A::put_i16(out, M::template round_shift_i16<5>(M::template shift_right_i16<1>(A::i16(in, 0))));
          }});
+  v.add({"interleave_quarters", kAllFloats, kExact, 2, 128, [](In in, Out out) {
+           typename M::F32 x = A::f32(in, 0), y = A::f32(in, 1);
+           M::interleave_quarters(x, y);
+           A::put(out, x), A::put(out + kVectorBytes, y);
+         }});
   v.add({"pack_i16", kBits, kExact, 2, 64,
          [](In in, Out out) { A::put_i16(out, M::pack_i16(A::i32(in, 0), A::i32(in, 1))); }});
   v.add({"pack_i16 of small numbers", kSums, kExact, 2, 64, [](In in, Out out) {
@@ -275,12 +279,8 @@ void add_quarters(Vocabulary& v) {
   v.add({"small_sums, to_f32_small of negative numbers", kBits, kExact, 1, 64, [](In in, Out out) {
            A::put(out, M::to_f32_small(M::sub_i32(M::small_sums(), M::template shift_right<10>(A::i32(in, 0)))));
          }});
-  v.add({"store_small_words", kSmall, kExact, 1, 48,
-         [](In in, Out out) { M::store_small_words(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
-  v.add({"store_words_saturated", kToI32, kExact, 1, 48,
-         [](In in, Out out) { M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
-  v.add({"store_words_saturated of small numbers", kSmall, kExact, 1, 48,
-         [](In in, Out out) { M::store_words_saturated(reinterpret_cast<int16_t*>(out), 16, A::f32(in, 0)); }});
+  v.add({"store_small_words", kSmall, kExact, 1, 32,
+         [](In in, Out out) { M::store_small_words(reinterpret_cast<int16_t*>(out), A::f32(in, 0)); }});
 }
 
 // What turns tiles of scores into a tile of probabilities.
@@ -344,10 +344,6 @@ void add_bytes_as_words(Vocabulary& v) {
   using A = Access<M>;
   using enum Domain;
   using enum Result;
-  v.add({"store_words", kBits, kExact, 1, 32,
-         [](In in, Out out) { M::store_words(reinterpret_cast<int16_t*>(out), A::i32(in, 0)); }});
-  v.add({"store_words of small numbers", kSums, kExact, 1, 32,
-         [](In in, Out out) { M::store_words(reinterpret_cast<int16_t*>(out), A::i32(in, 0)); }});
   v.add({"dot2_i16", kSums, kExact, 3, 64,
          [](In in, Out out) { A::put_i32(out, M::dot2_i16(A::i32(in, 0), A::i32(in, 1), A::i32(in, 2))); }});
 }

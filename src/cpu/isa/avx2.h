@@ -193,12 +193,10 @@ struct Avx2 {
   static I32 dot2_i16(I32 acc, I32 a, I32 b) { return dot_words(acc, {a.lo, a.hi}, {b.lo, b.hi}); }
 
   // ---- transposes
-  [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
-    const F32 a = x[0], b = x[1], c = x[2], d = x[3];
-    x[0] = {_mm256_permute2f128_ps(a.lo, b.lo, 0x20), _mm256_permute2f128_ps(c.lo, d.lo, 0x20)};
-    x[1] = {_mm256_permute2f128_ps(a.lo, b.lo, 0x31), _mm256_permute2f128_ps(c.lo, d.lo, 0x31)};
-    x[2] = {_mm256_permute2f128_ps(a.hi, b.hi, 0x20), _mm256_permute2f128_ps(c.hi, d.hi, 0x20)};
-    x[3] = {_mm256_permute2f128_ps(a.hi, b.hi, 0x31), _mm256_permute2f128_ps(c.hi, d.hi, 0x31)};
+  static void interleave_quarters(F32& x, F32& y) {
+    const F32 a = x, b = y;
+    x = {_mm256_permute2f128_ps(a.lo, b.lo, 0x20), _mm256_permute2f128_ps(a.lo, b.lo, 0x31)};
+    y = {_mm256_permute2f128_ps(a.hi, b.hi, 0x20), _mm256_permute2f128_ps(a.hi, b.hi, 0x31)};
   }
   // Four 8 x 8 blocks, each of which fits the registers.
   [[gnu::always_inline]] static void transpose16(I32 (&x)[16]) {
@@ -242,7 +240,8 @@ struct Avx2 {
   }
   static I16 pack_i16(I32 a, I32 b) { return {_mm256_packs_epi32(a.lo, b.lo), _mm256_packs_epi32(a.hi, b.hi)}; }
   static void store_u8(uint8_t* p, I16 a, I16 b) {
-    store_256(p, _mm256_packus_epi16(a.lo, b.lo)), store_256(p + 32, _mm256_packus_epi16(a.hi, b.hi));
+    store_256(p, _mm256_permute4x64_epi64(_mm256_packus_epi16(a.lo, a.hi), 0xd8));
+    store_256(p + 32, _mm256_permute4x64_epi64(_mm256_packus_epi16(b.lo, b.hi), 0xd8));
   }
   // An index fills a byte, so both registers are looked up at once. floor(floor(t / 2^n) / 8 + 1/2) is the rounded high
   // half of t / 2 times 2^(13 - n): t / 2 fits 15 bits, and its lost bit cannot carry across an even bound.

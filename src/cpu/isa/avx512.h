@@ -55,6 +55,9 @@ struct Avx512Vnni {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
   static void store_i8(void* p, I32 x) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
+  static void store_words(int16_t* p, I32 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(x));
+  }
   static I32 load_u8(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
@@ -121,6 +124,12 @@ struct Avx512Vnni {
 
   static I32 dot4(I32 acc, I32 u, I32 s) { return _mm512_dpbusd_epi32(acc, u, s); }
 
+  static void interleave_quarters(F32& x, F32& y) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const F32 a = x, b = y;
+    x = _mm512_permutex2var_ps(a, first, b), y = _mm512_permutex2var_ps(a, second, b);
+  }
   [[gnu::always_inline]] static void transpose_quarters(F32 (&x)[4]) {
     const F32 a = _mm512_shuffle_f32x4(x[0], x[1], 0x88), b = _mm512_shuffle_f32x4(x[0], x[1], 0xdd);
     const F32 c = _mm512_shuffle_f32x4(x[2], x[3], 0x88), d = _mm512_shuffle_f32x4(x[2], x[3], 0xdd);
@@ -167,7 +176,11 @@ struct Avx512Vnni {
     return Avx2::reduce_max_i16({_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1)});
   }
   static I16 pack_i16(I32 a, I32 b) { return {_mm512_packs_epi32(a, b)}; }
-  static void store_u8(uint8_t* p, I16 a, I16 b) { _mm512_storeu_si512(p, _mm512_packus_epi16(a.v, b.v)); }
+  static void store_u8(uint8_t* p, I16 a, I16 b) {
+    // Packing acts inside quarters: 8 bytes of a and 8 of b in each.
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a.v, b.v)));
+  }
   static I16 exp2_i16(I16 d) {
     const __m512i low = _mm512_load_si512(kExp2Table.v.data()), high = _mm512_load_si512(kExp2Table.v.data() + 32);
     const __m512i x = _mm512_srlv_epi16(_mm512_permutex2var_epi16(low, d.v, high), _mm512_srli_epi16(d.v, 6));

@@ -91,6 +91,9 @@ struct Neon {
     const int16x8_t high = vcombine_s16(vmovn_s32(x.c), vmovn_s32(x.d));
     vst1q_s8(static_cast<int8_t*>(p), vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
   }
+  static void store_words(int16_t* p, I32 x) {
+    vst1q_s16(p, vqmovn_high_s32(vqmovn_s32(x.a), x.b)), vst1q_s16(p + 8, vqmovn_high_s32(vqmovn_s32(x.c), x.d));
+  }
   static I32 load_u8(const uint8_t* p) {
     const uint8x16_t bytes = vld1q_u8(p);
     const uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_high_u8(bytes);
@@ -283,23 +286,19 @@ struct Neon {
     auto pack = [p](int i, int16x8_t a, int16x8_t b) {
       vst1q_u8(p + i, vrshrn_high_n_u16(vrshrn_n_u16(words(a), kBits), words(b), kBits));
     };
-    pack(0, x.a, y.a), pack(16, x.b, y.b), pack(32, x.c, y.c), pack(48, x.d, y.d);
+    pack(0, x.a, x.b), pack(16, x.c, x.d), pack(32, y.a, y.b), pack(48, y.c, y.d);
   }
   template <int kBits>
   static void store_u8_rounded_apart(uint8_t* p, I16 x, I16 y) {
     auto pack = [p](int i, int16x8_t a) { vst1_u8(p + 16 * i, vrshrn_n_u16(words(a), kBits)); };
-    pack(0, x.a), pack(1, y.a), pack(2, x.b), pack(3, y.b), pack(4, x.c), pack(5, y.c), pack(6, x.d), pack(7, y.d);
+    pack(0, x.a), pack(1, x.b), pack(2, x.c), pack(3, x.d), pack(4, y.a), pack(5, y.b), pack(6, y.c), pack(7, y.d);
   }
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low half: one operation on any of four pipes, where
   // fcvtns takes two of two pipes twice, and sqxtn another.
-  static void store_small_words(int16_t* p, int apart, F32 x) {
+  static void store_small_words(int16_t* p, F32 x) {
     const float32x4_t magic = vdupq_n_f32(kIntegers);
     auto round = [&](float32x4_t v) { return vreinterpretq_s16_f32(vaddq_f32(v, magic)); };
-    vst1q_s16(p, vuzp1q_s16(round(x.a), round(x.b))), vst1q_s16(p + apart, vuzp1q_s16(round(x.c), round(x.d)));
-  }
-  static void store_words_saturated(int16_t* p, int apart, F32 x) {
-    const I32 i = to_i32(x);
-    vst1q_s16(p, vqmovn_high_s32(vqmovn_s32(i.a), i.b)), vst1q_s16(p + apart, vqmovn_high_s32(vqmovn_s32(i.c), i.d));
+    vst1q_s16(p, vuzp1q_s16(round(x.a), round(x.b))), vst1q_s16(p + 8, vuzp1q_s16(round(x.c), round(x.d)));
   }
   // One rounding shift of a table entry. The entries are those of kExp2Table from the other end, so that the shift is
   // the exponent as it is: floored, not negated.

@@ -83,7 +83,7 @@ struct Scalar {
   [[gnu::noinline]] static void store_i8(void* p, const I32& x) {
     for (int i = 0; i < 16; ++i) static_cast<int8_t*>(p)[i] = static_cast<int8_t>(x.v[i]);
   }
-  // as signed words, saturated; for sets with kBytesAsWords
+  // As signed words, saturated.
   [[gnu::noinline]] static void store_words(int16_t* p, const I32& x) {
     for (int i = 0; i < 16; ++i)
       p[i] = static_cast<int16_t>(x.v[i] < -32768 ? -32768 : x.v[i] > 32767 ? 32767 : x.v[i]);
@@ -319,12 +319,13 @@ struct Scalar {
   }
 
   // ---- transposes
-  // x as a 4 x 4 matrix of quarters
-  [[gnu::noinline]] static void transpose_quarters(F32 (&x)[4]) {
-    F32 t[4];
-    for (int a = 0; a < 4; ++a)
-      for (int b = 0; b < 4; ++b) std::memcpy(&t[a].v[4 * b], &x[b].v[4 * a], 16);
-    for (int a = 0; a < 4; ++a) x[a] = t[a];
+  // Quarters of x and of y in turns.
+  [[gnu::noinline]] static void interleave_quarters(F32& x, F32& y) {
+    const F32 a = x, b = y;
+    for (int i = 0; i < 16; ++i) {
+      const F32& from = i / 4 % 2 == 0 ? a : b;
+      x.v[i] = from.v[i / 8 * 4 + i % 4], y.v[i] = from.v[8 + i / 8 * 4 + i % 4];
+    }
   }
   // x as a 16 x 16 matrix of lanes
   [[gnu::noinline]] static void transpose16(I32 (&x)[16]) {
@@ -367,11 +368,10 @@ struct Scalar {
       return static_cast<int16_t>(x < -32768 ? -32768 : x > 32767 ? 32767 : x);
     });
   }
-  // Saturating to 0..255, by quarters as pack_i16: 64 bytes.
+  // Saturating to 0..255: 64 bytes.
   [[gnu::noinline]] static void store_u8(uint8_t* p, const I16& a, const I16& b) {
     for (int i = 0; i < 64; ++i) {
-      const int quarter = i / 16, lane = i % 16;
-      const int16_t x = lane < 8 ? a.v[8 * quarter + lane] : b.v[8 * quarter + lane - 8];
+      const int16_t x = i < 32 ? a.v[i] : b.v[i - 32];
       p[i] = static_cast<uint8_t>(x < 0 ? 0 : x > 255 ? 255 : x);
     }
   }
@@ -388,7 +388,7 @@ struct Scalar {
       return static_cast<int16_t>(((kExp2Table.v[d & 63] >> (d >> 6)) + 4) >> 3);
     });
   }
-  // Words below 2^(8 + kBits) over 2^kBits, rounded, by quarters as pack_i16: 64 bytes.
+  // Words below 2^(8 + kBits) over 2^kBits, rounded: 64 bytes.
   template <int kBits>
   [[gnu::noinline]] static void store_u8_rounded(uint8_t* p, const I16& a, const I16& b) {
     store_u8_steps<kBits, 8>(p, a, b);
@@ -407,15 +407,8 @@ struct Scalar {
   // Sums of integers that begin at small_sums() and stay within 2^22 of it, as floats.
   [[gnu::noinline]] static I32 small_sums() { return set_i32(0); }
   [[gnu::noinline]] static F32 to_f32_small(const I32& x) { return to_f32(x); }
-  // to_i32(x) as words: lanes 0 to 7 to p, the others to p + apart. Small: each fits.
-  [[gnu::noinline]] static void store_small_words(int16_t* p, int apart, const F32& x) {
-    store_words_saturated(p, apart, x);
-  }
-  [[gnu::noinline]] static void store_words_saturated(int16_t* p, int apart, const F32& x) {
-    int16_t words[16];
-    store_words(words, to_i32(x));
-    std::memcpy(p, words, 16), std::memcpy(p + apart, words + 8, 16);
-  }
+  // to_i32(x) as words; each fits.
+  [[gnu::noinline]] static void store_small_words(int16_t* p, const F32& x) { store_words(p, to_i32(x)); }
 
   // ---- sums
   // Unsigned: lane 2i + lane 2i+1, as 16 lanes of 32 bits
@@ -439,8 +432,7 @@ struct Scalar {
   template <int kBits, int kStep>
   static void store_u8_steps(uint8_t* p, I16 a, I16 b) {
     for (int i = 0; i < 64; ++i) {
-      const int quarter = i / 16, lane = i % 16;
-      const int16_t x = lane < 8 ? a.v[8 * quarter + lane] : b.v[8 * quarter + lane - 8];
+      const int16_t x = i < 32 ? a.v[i] : b.v[i - 32];
       p[i / 8 * kStep + i % 8] = static_cast<uint8_t>((x + (1 << (kBits - 1))) >> kBits);
     }
   }

@@ -33,6 +33,7 @@ class TileNatural {
       rows.first_row = u.first_row + g * 16, rows.rows = kUnitRows, rows.block = u.block;
       rows.real_rows = std::clamp(a_.count - rows.first_row, 0, kUnitRows);
       rows.panel_begin = u.panel_begin, rows.panel_end = u.panel_end;
+      rows.seen_keys = u.panel_end * kPanelKeys;
       load_scores(u, g, rows);
       rules_.apply(rows, with_mask);
       if constexpr (Words::kBytes) {
