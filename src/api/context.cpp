@@ -1,5 +1,7 @@
 #include "api/context.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <new>
@@ -7,15 +9,29 @@
 #include "core/status.h"
 #include "cpu/dispatch.h"
 
+namespace {
+
+// Memory of that size asks for huge pages: packed keys and values are more than the TLB has small ones for (Zen 3,
+// 4096 keys: 1.5 to 2 % of a call).
+constexpr size_t kHugePage = size_t{2} << 20;
+
+std::align_val_t alignment_of(size_t bytes) { return std::align_val_t(bytes >= kHugePage ? kHugePage : 64); }
+
+}  // namespace
+
 void* clary_allocator::take(size_t bytes) const {
   if (allocate != nullptr) return allocate(user, bytes);
-  return ::operator new(bytes, std::align_val_t(64), std::nothrow);
+  void* const memory = ::operator new(bytes, alignment_of(bytes), std::nothrow);
+#ifdef MADV_HUGEPAGE
+  if (memory != nullptr && bytes >= kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);  // no more than a hint
+#endif
+  return memory;
 }
 
 void clary_allocator::give_back(void* memory, size_t bytes) const {
   if (memory == nullptr) return;
   if (release != nullptr) return release(user, memory, bytes);
-  ::operator delete(memory, std::align_val_t(64));
+  ::operator delete(memory, alignment_of(bytes));
 }
 
 clary_status clary_context::reserve(size_t bytes) {
