@@ -115,6 +115,12 @@ TEST_P(Attention, GroupedHeads) {
                 "hq12 hkv4 lq3 lk9 d64 causal"});
 }
 
+// 32 rows of one query, which all end at the same key: at the edges of vectors, halves of panels, panels and blocks.
+TEST_P(Attention, RowsThatEndTogether) {
+  for (const int keys : {1, 15, 16, 17, 32, 33, 64, 65, 96, 192, 193, 224, 225, 256, 257, 288, 448, 480, 511, 512, 544})
+    expect_right({"hq32 hkv1 lq1 lk600 d32 causal=" + std::to_string(keys - 1)});
+}
+
 TEST_P(Attention, HeadDims) {
   for (const int dim : {1, 2, 3, 7, 8, 16, 31, 32, 33, 40, 64, 72, 80, 96, 100, 128, 192, 256, 512, 1024})
     expect_right({"lq19 lk70 d" + std::to_string(dim)});

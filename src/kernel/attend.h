@@ -35,7 +35,7 @@ class Attend : ItemKernel<V, S> {
         run_unit(u, tile);
       }
     }
-    if constexpr (Pipeline<V, S>::kUsed) pipeline_.drain();
+    if constexpr (kUsesPipeline<V, S>) pipeline_.drain();
     this->end();
   }
 
@@ -49,7 +49,7 @@ class Attend : ItemKernel<V, S> {
   static constexpr float kIntegerReach = S::kIntegerQk ? 4096 : std::numeric_limits<float>::infinity();
 
   void run_unit(const Unit& u, Tile tile) {
-    if constexpr (Pipeline<V, S>::kUsed) {
+    if constexpr (kUsesPipeline<V, S>) {
       if (tile == Tile::full && pipeline_.takes(u)) return pipeline_.push(u);
       pipeline_.drain();
     }

@@ -59,8 +59,9 @@ class ItemKernel {
     }
   }
 
-  // Finds the panels of the block that any row of the unit sees, and the last key (tiles: of the last panel); false if
-  // there is none. `in_range`: all rows see all of them, as far as causality, window and length go.
+  // Finds the panels of the block that any row of the unit sees, and the last key; false if there is none. Tiles, and
+  // what overlaps units of whole blocks, know whole panels only. `in_range`: all rows see all of them, as far as
+  // causality, window and length go.
   bool find_panels(Unit& u, bool& in_range) const {
     const UnitBounds& b = bounds(u);
     const int64_t first = u.block * kBlockKeys;
@@ -69,7 +70,8 @@ class ItemKernel {
     if (low >= high) return false;
     u.panel_begin = static_cast<int>((low - first) / kPanelKeys);
     u.panel_end = static_cast<int>((high - first + kPanelKeys - 1) / kPanelKeys);
-    u.seen_keys = static_cast<int>(kUsesTiles<V, S> ? u.panel_end * kPanelKeys : high - first);
+    const bool whole = kUsesTiles<V, S> || (kUsesPipeline<V, S> && u.panel_end == kPanels);
+    u.seen_keys = static_cast<int>(whole ? u.panel_end * kPanelKeys : high - first);
     const int64_t keys_end = first + u.end_key() < end ? first + u.end_key() : end;
     in_range = b.inner_low <= first + u.first_key() && b.inner_high >= keys_end;
     return true;

@@ -16,14 +16,11 @@ namespace clary {
 template <class V, class S>
 class Pipeline {
  public:
-  // Overlap needs accumulators and the temporaries of a hook in registers at once (21 + 7 of 32).
-  static constexpr bool kUsed = V::kOverlaps && (S::kFixedPoint || S::kPv == Element::bf16);
-
   Pipeline(Scores<V, S>& scores, Softmax<V, S>& softmax, Accumulate<V, S>& accumulate)
       : scores_(scores), softmax_(softmax), accumulate_(accumulate) {}
 
   static bool takes(const Unit& u) {
-    return kUsed && u.rows == kUnitRows && u.panel_begin == 0 && u.panel_end == kPanels;
+    return kUsesPipeline<V, S> && u.rows == kUnitRows && u.panel_begin == 0 && u.panel_end == kPanels;
   }
 
   void push(Unit u) {

@@ -32,6 +32,10 @@ struct Scheme {
 // Which schemes run on the matrix engine of a set that has one.
 template <class V, class S>
 inline constexpr bool kUsesTiles = V::kHasTiles&& S::kQk != Element::f32;
+// Whether the softmax runs beside products (kernel/pipeline.h): accumulators and its temporaries need registers at once
+// (21 + 7 of 32).
+template <class V, class S>
+inline constexpr bool kUsesPipeline = V::kOverlaps && (S::kFixedPoint || S::kPv == Element::bf16);
 // INT8 keys are signed bytes; otherwise they have +128 and Queries knows what that adds to a score.
 template <class V, class S>
 inline constexpr bool kSignedKeys = V::kSignedKeys || kUsesTiles<V, S>;

@@ -11,6 +11,7 @@ import sys
 import warnings
 
 import pytest
+from diffusers.models import attention_dispatch
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -32,11 +33,17 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
     """In order, in one namespace a page, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "page"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for line, code in blocks(page):
-            padded = "\n" * (line - 1) + code  # a traceback then names the line of the page
-            exec(compile(padded, str(page), "exec"), namespace)  # noqa: S102
+    # A model that sets its backend sets that of all models that have none, for as long as the process lives.
+    registry = attention_dispatch._AttentionBackendRegistry
+    before, _ = registry.get_active_backend()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for line, code in blocks(page):
+                padded = "\n" * (line - 1) + code  # a traceback then names the line of the page
+                exec(compile(padded, str(page), "exec"), namespace)  # noqa: S102
+    finally:
+        registry.set_active_backend(before)
 
 
 def test_the_pages_of_every_host_have_code():
