@@ -157,10 +157,11 @@ class Bench {
     }
     const std::vector<Timing> measured = time_calls(calls, options_.timing, progress);
     for (size_t i = 0; i < measured.size(); ++i) *timings[i] = measured[i];
+    const double other_operations = other ? operations(*other, visible_scores(*other)) : 0;
     for (Result& r : results) {
       r.gops = operations(c, r.visible) / r.timing.median_s * 1e-9;
       r.reads = reads;
-      if (other) r.beside_gops = operations(*other, visible_scores(*other)) / r.beside.median_s * 1e-9;
+      if (other) r.beside_gops = other_operations / r.beside.median_s * 1e-9;
     }
     return results;
   }
@@ -278,8 +279,10 @@ int run_bench(const BenchOptions& options) {
   const std::vector<std::string> problems =
       options.file.empty() ? join_problems(options.problems) : read_problems(options.file);
   // Before the first one takes its time.
-  for (const std::string& problem : problems) support::parse_problem(problem);
-  for (const std::string& problem : problems) support::parse_problem(problem + " " + options.beside);
+  for (const std::string& problem : problems) {
+    support::parse_problem(problem);
+    if (!options.beside.empty()) support::parse_problem(problem + " " + options.beside);
+  }
   return Bench(options).run(problems);
 }
 
